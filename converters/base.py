@@ -1,0 +1,112 @@
+"""The nouns that every converter shares: what was asked, what was loaded, the routes to ONNX, the registry record."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+
+from lrp_onnx.errors import ConversionError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked for, with paths, shapes and examples in one form."""
+
+    source: Any
+    weights: Path | None = None
+    shapes: tuple[tuple[int, ...], ...] | None = None
+    examples: tuple[np.ndarray, ...] | None = None
+    trust_pickle: bool = False
+    seed: int = 0
+
+    @property
+    def path(self) -> Path | None:
+        """The source as a path, or None when it is an object or a `module:factory`."""
+        return self.source if isinstance(self.source, Path) else None
+
+    def sample_shapes(self, wanted: str) -> tuple[tuple[int, ...], ...]:
+        """Shapes of one sample of every input; ConversionError when the caller gave none and `wanted` needs them."""
+        if self.examples is not None:
+            return tuple(example.shape[1:] for example in self.examples)
+        if self.shapes is None:
+            raise ConversionError(
+                f"{wanted} does not say what its input looks like; give input_shape (one sample, without the batch "
+                f"dimension, such as 3,224,224) or an example input"
+            )
+        return self.shapes
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of the source model: shape of one sample, None where the model leaves a dimension free."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to ONNX; `batch` is set when the result only takes that batch size."""
+
+    how: str
+    export: Callable[[], onnx.ModelProto]
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A source model ready to run and to export; `batch` is set when the source itself only takes that batch size."""
+
+    framework: str
+    version: str
+    inputs: tuple[InputSpec, ...]
+    routes: tuple[Route, ...]
+    run: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None
+    batch: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A source form: how to recognise it and how to load it. Neither imports a framework before it has to."""
+
+    name: str
+    matches: Callable[[Request], bool]
+    load: Callable[[Request], Loaded]
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional dependency, or say what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConversionError(
+            f'{purpose} needs {module.split(".")[0]}, which does not import here ({one_line(error)}): '
+            f'pip install "lrp-onnx[{extra}]"'
+        ) from error
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The first telling line of an exception, for a message that must stay on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def defined_in(value: object, package: str) -> bool:
+    """Whether the class of `value`, or a class it inherits from, belongs to `package`; imports nothing."""
+    return any(cls.__module__.split(".")[0] == package for cls in type(value).__mro__)
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """The first few names and how many more there are."""
+    shown = ", ".join(names[:count])
+    return f"{shown} and {len(names) - count} more" if len(names) > count else shown

@@ -1,0 +1,216 @@
+"""From a path to a `Dataset`: image folders, manifests, arrays, and the class names in them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lrp_onnx.data.dataset import Dataset, Sample
+from lrp_onnx.errors import DataError
+
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga",
+    ".tif", ".tiff", ".webp",
+)  # fmt: skip
+INPUT_KEYS, LABEL_KEYS = ("x", "images", "data"), ("y", "labels")
+IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
+Unknown = Literal["error", "unlabelled"]
+
+
+def open_dataset(
+    path: str | os.PathLike[str], *, classes: Sequence[str] | None = None, unknown: Unknown = "error"
+) -> Dataset:
+    """Open a picture, an image folder, a manifest or an array file.
+
+    - Folder: pictures directly in it have no label; those in a sub-folder, at any depth, have the class that the
+      sub-folder names. Hidden files and folders are ignored. Order: by relative POSIX path.
+    - Manifest: .csv or .tsv, UTF-8, separated by comma, semicolon or tab, with a header. Column ``image`` holds paths
+      relative to the manifest; column ``label`` a class name or index, empty for none. Without a ``label`` column, all
+      other columns are numbers to regress.
+    - Arrays: .npy, or .npz with ``x``, ``images`` or ``data`` and optionally ``y`` or ``labels`` (integers (N,): class
+      indexes; floats (N,) or (N, T): regression targets).
+
+    Parameters
+    ----------
+    path : path-like
+    classes : sequence of str, optional
+        The model's class names by index. Folder names and manifest labels are looked up there, by name first, then as
+        an index. Without them, names that are all integers are indexes, and any other names are sorted.
+    unknown : {"error", "unlabelled"}
+        What to do with names that match no class.
+
+    Raises
+    ------
+    DataError
+        When there is nothing at `path`, nothing in it, or labels that do not fit.
+    """
+    given = Path(path)
+    source = given.parent.resolve() / given.name  # a link is not followed: a manifest's paths are relative to the link
+    names = None if classes is None else tuple(classes)
+    suffix = source.suffix.lower()
+    if source.is_dir():
+        dataset = _open_folder(source, names, unknown)
+    elif not source.exists():
+        raise DataError(f"{source}: no such file or folder")
+    elif suffix in (".csv", ".tsv"):
+        dataset = _open_manifest(source, names, unknown)
+    elif suffix in (".npy", ".npz"):
+        dataset = _open_array(source, names)
+    elif suffix in IMAGE_SUFFIXES:
+        dataset = Dataset(source, [Sample(str(source), None, 0)], names)
+    else:
+        raise DataError(f"{source}: expected an image folder, a picture, a .csv manifest, or a .npy or .npz array file")
+    if not dataset.samples:
+        raise DataError(f"{source}: no samples found in it")
+    return dataset
+
+
+def _open_folder(root: Path, classes: tuple[str, ...] | None, unknown: Unknown) -> Dataset:
+    pictures = sorted(_find_pictures(root))
+    if not pictures:
+        raise DataError(f"{root}: no pictures found in it; looked for {' '.join(IMAGE_SUFFIXES)}")
+    # An empty class folder counts too: leaving it out would shift the indexes of those behind it.
+    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    labels, classes = _class_labels(root, "folder", folders, classes, unknown)
+    samples = []
+    for index, relative in enumerate(pictures):
+        folder, slash, _ = relative.partition("/")
+        samples.append(Sample(str(root / relative), labels[folder] if slash else None, index))
+    return Dataset(root, samples, classes)
+
+
+def _find_pictures(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        # A link to a folder above would be walked forever.
+        loops = {name for name in folders if here.resolve().is_relative_to((here / name).resolve())}
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in loops]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield (here / name).relative_to(root).as_posix()
+
+
+def _open_manifest(source: Path, classes: tuple[str, ...] | None, unknown: Unknown) -> Dataset:
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{source}: expected UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+    header = lines[0].strip() if lines else ""
+    separator = max(",;\t", key=header.count)
+    table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    columns = [name.lower() for name in table[0]] if table else []
+    if IMAGE_COLUMN not in columns:
+        raise DataError(f"{source}: expected a header with a column '{IMAGE_COLUMN}', got {header!r}")
+    rows = [(line, dict(zip(columns, row, strict=False))) for line, row in enumerate(table[1:], start=2) if any(row)]
+    for line, row in rows:
+        if not row.get(IMAGE_COLUMN):
+            raise DataError(f"{source}, line {line}: column '{IMAGE_COLUMN}' is empty")
+    paths = [str(source.parent / row[IMAGE_COLUMN]) for _, row in rows]
+    targets: list[tuple[float, ...] | None] = [None] * len(rows)
+    texts = [row.get(LABEL_COLUMN, "") for _, row in rows]
+    others = [name for name in columns if name != IMAGE_COLUMN]
+    if LABEL_COLUMN not in columns and others:
+        targets = [tuple(_number(source, line, row, name, separator) for name in others) for line, row in rows]
+    labels, classes = _class_labels(source, "label", sorted({text for text in texts if text}), classes, unknown)
+    samples = [Sample(paths[i], labels.get(texts[i]), i, targets[i]) for i in range(len(rows))]
+    return Dataset(source, samples, classes)
+
+
+def _number(source: Path, line: int, row: dict[str, str], column: str, separator: str) -> float:
+    text = row.get(column, "")
+    try:
+        # Spreadsheets that separate columns by semicolons do so because they write decimal commas.
+        return float(text.replace(",", ".") if separator == ";" else text)
+    except ValueError as error:
+        raise DataError(
+            f"{source}, line {line}: column '{column}' holds {text!r}; without a column '{LABEL_COLUMN}' all columns "
+            f"but '{IMAGE_COLUMN}' are numbers to regress"
+        ) from error
+
+
+def _class_labels(
+    source: Path, kind: str, names: list[str], classes: tuple[str, ...] | None, unknown: Unknown
+) -> tuple[dict[str, int | None], tuple[str, ...] | None]:
+    """The index of each class name, and the class names by index."""
+    if classes is None:
+        if all(name.isdecimal() for name in names):
+            return {name: int(name) for name in names}, None
+        return {name: label for label, name in enumerate(names)}, tuple(names)
+    positions: dict[str, list[int]] = {}
+    for position, name in enumerate(classes):
+        positions.setdefault(name, []).append(position)
+    labels: dict[str, int | None] = {}
+    for name in names:
+        found = positions.get(name, [])
+        if len(found) > 1:
+            raise DataError(f"{source}: {kind} '{name}' names classes {found} of the model; use the index instead")
+        is_index = name.isdecimal() and int(name) < len(classes)
+        labels[name] = found[0] if found else int(name) if is_index else None
+    strange = [name for name in names if labels[name] is None]
+    if strange and unknown == "error":
+        raise DataError(
+            f"{source}: {kind} {_few(strange)} matches no class of the model ({_few(classes)}); use class names or "
+            "indexes, or read it as unlabelled"
+        )
+    return labels, classes
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _open_array(source: Path, classes: tuple[str, ...] | None) -> Dataset:
+    try:
+        loaded = np.load(source, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            inputs, labels = loaded, None
+        else:
+            with loaded:
+                inputs = _first_of(source, loaded, INPUT_KEYS)
+                has_labels = any(key in loaded for key in LABEL_KEYS)
+                labels = _first_of(source, loaded, LABEL_KEYS) if has_labels else None
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{source}: not a numeric NumPy array file ({error})") from error
+    if inputs.ndim < 2 or inputs.dtype.kind not in "fiub":
+        raise DataError(f"{source}: expected numbers of shape (samples, …), got {inputs.dtype} {inputs.shape}")
+    count = len(inputs)
+    nothing = [None] * count
+    classified, targets = (nothing, nothing) if labels is None else _truths(source, labels, count, classes)
+    samples = [Sample(f"{source}[{row}]", classified[row], row, targets[row]) for row in range(count)]
+    return Dataset(source, samples, classes, inputs)
+
+
+def _first_of(source: Path, arrays: Mapping[str, np.ndarray], keys: Sequence[str]) -> np.ndarray:
+    for key in keys:
+        if key in arrays:
+            return arrays[key]
+    raise DataError(f"{source}: expected an array named {' or '.join(keys)}, got {', '.join(arrays) or 'none'}")
+
+
+def _truths(
+    source: Path, labels: np.ndarray, count: int, classes: tuple[str, ...] | None
+) -> tuple[Sequence[int | None], Sequence[tuple[float, ...] | None]]:
+    """Class indexes and regression targets of `count` samples; one of the two is all None."""
+    if labels.ndim < 1 or len(labels) != count:
+        raise DataError(f"{source}: {count} inputs, but labels of shape {labels.shape}")
+    if labels.dtype.kind == "f":
+        return [None] * count, [tuple(row) for row in labels.reshape(count, -1).tolist()]
+    if labels.dtype.kind not in "iu" or labels.size != count:
+        raise DataError(
+            f"{source}: labels are {labels.dtype} {labels.shape}; expected integer class indexes ({count},), or floats "
+            "to regress"
+        )
+    highest = np.iinfo(np.int64).max if classes is None else len(classes) - 1
+    wrong = labels[(labels < 0) | (labels > highest)]
+    if wrong.size:
+        raise DataError(f"{source}: label {wrong.flat[0]} is no class index; expected 0 to {highest}")
+    return labels.reshape(count).tolist(), [None] * count

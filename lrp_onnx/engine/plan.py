@@ -1,0 +1,278 @@
+"""From a graph and a composite to the steps of the reverse walk: everything that is done once per model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrp_onnx import rules
+from lrp_onnx.engine.analysis import nonnegative_tensors, rectifies, relevance_path, zero_at_zero
+from lrp_onnx.errors import ModelError, RuleError, UnsupportedOpError
+from lrp_onnx.forward import TorchForward, to_tensor
+from lrp_onnx.graph import Graph, Node
+from lrp_onnx.ops import Site, find, label
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One node of the walk with its rule.
+
+    Attributes
+    ----------
+    site : Site
+    rule : str
+    parameters : dict
+    backward : callable
+        What the rule made of the site.
+    outputs : tuple of str
+        The tensors whose values the rule sees as the node's outputs (behind a MatMul with a bias: the sum).
+    reads : frozenset of str
+        Activations that must be there.
+    """
+
+    site: Site
+    rule: str
+    parameters: Mapping[str, Any]
+    backward: rules.Backward
+    outputs: tuple[str, ...]
+    reads: frozenset[str]
+
+    @property
+    def node(self) -> Node:
+        return self.site.node
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the inputs that receive relevance."""
+        return tuple(self.node.inputs[p] for p in self.site.active)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The steps in execution order (the walk goes through them in reverse)."""
+
+    graph: Graph
+    composite: rules.Composite
+    output: str
+    steps: tuple[Step, ...]
+
+    @cached_property
+    def tensors(self) -> tuple[str, ...]:
+        """All tensors that get relevance, in execution order: model inputs first."""
+        inputs = [n for n in self.graph.inputs if any(n in s.active for s in self.steps)]
+        return (*inputs, *(o for s in self.steps for o in s.node.outputs if o in self._relevant))
+
+    @cached_property
+    def _relevant(self) -> set[str]:
+        return {self.output, *(name for step in self.steps for name in step.active)}
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """Activations that the walk reads."""
+        return frozenset().union(*(step.reads for step in self.steps), {self.output})
+
+
+def known_shape(graph: Graph, name: str, dimensions: Mapping[str, int]) -> tuple[int, ...] | None:
+    """Shape of a tensor from the model alone and the values of its symbolic dimensions; None if that is not enough."""
+    if name in graph.initializers:
+        return tuple(graph.initializers[name].shape)
+    shape = graph.shapes.get(name)
+    if shape is None:
+        return None
+    sizes = tuple(d if isinstance(d, int) else dimensions.get(d, -1) if d else -1 for d in shape)
+    return None if -1 in sizes else sizes
+
+
+def build_plan(
+    graph: Graph, composite: rules.Composite, output: str, *, dtype: torch.dtype, device: torch.device
+) -> Plan:
+    """Choose and prepare the rule of every node on the path to `output`.
+
+    Raises
+    ------
+    UnsupportedOpError
+        A node on the path has no rule.
+    RuleError
+        A rule cannot be applied to the node that it was chosen for.
+    """
+    path = relevance_path(graph, output, hold_detached=not composite.gradient)
+    if not path:
+        raise ModelError(f"{graph.name}: output '{output}' does not depend on any float input; nothing to explain")
+    return _Builder(graph, composite, path, dtype, device).build(output)
+
+
+class _Builder:
+    def __init__(
+        self,
+        graph: Graph,
+        composite: rules.Composite,
+        path: Sequence[tuple[Node, tuple[int, ...]]],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.graph, self.composite, self.dtype, self.device = graph, composite, dtype, device
+        self.nonnegative = nonnegative_tensors(graph)
+        self.symbols = {d: 1 for info in graph.inputs.values() for d in info.shape or () if isinstance(d, str)}
+        self.sites = [self._site(node, active) for node, active in path]
+        self.users: dict[str, list[int]] = {}  # tensor -> the steps on the path that read it
+        for i, site in enumerate(self.sites):
+            for p in site.active:
+                self.users.setdefault(site.node.inputs[p], []).append(i)
+        self.chosen = [self._choose(site, place) for site, place in zip(self.sites, self._places(), strict=True)]
+
+    def build(self, output: str) -> Plan:
+        biases = self._biases_behind()
+        support = self._positive_support(output)
+        steps = []
+        for i, site in enumerate(self.sites):
+            name, parameters = self.chosen[i]
+            outputs = site.node.outputs
+            if site.linear is not None:
+                bias, outputs = biases.get(i, (site.linear.bias, outputs))
+                linear = replace(
+                    site.linear,
+                    bias=bias,
+                    nonnegative=site.node.inputs[site.active[0]] in self.nonnegative,
+                    positive_support=i in support,
+                    bounds=self._bounds(site, parameters) if name == "z-box" else None,
+                )
+                site = replace(site, linear=linear)
+            steps.append(self._step(site, name, parameters, outputs))
+        return Plan(self.graph, self.composite, output, tuple(steps))
+
+    def _site(self, node: Node, active: tuple[int, ...]) -> Site:
+        op = find(node)
+        constants = {
+            p: to_tensor(self.graph.initializers[name], self.dtype, self.device)
+            for p, name in enumerate(node.inputs)
+            if name in self.graph.initializers
+        }
+        linear = op.linear(node, constants, active) if op and op.linear else None
+        gates = frozenset(p for p in active if self._is_gate(node.inputs[p]))
+        return Site(node, op, active, constants, linear, gates)
+
+    def _is_gate(self, name: str) -> bool:
+        producer = self.graph.producer.get(name)
+        return producer is not None and producer.op_type in ("Sigmoid", "HardSigmoid", "Softmax")
+
+    def _places(self) -> list[rules.Place]:
+        """Where each site stands, in execution order."""
+        weighted = [s.linear is not None and s.linear.weight is not None for s in self.sites]
+        convolutions = sum(s.node.op_type in rules.KINDS["convolution"] for s in self.sites)
+        places: list[rules.Place] = []
+        below = 0
+        for i, (site, linear) in enumerate(zip(self.sites, weighted, strict=True)):
+            family = site.op.family if site.op else ""
+            depth = below / convolutions if convolutions else 0.0
+            first = linear and not any(weighted[:i])
+            places.append(rules.Place(site.node.op_type, site.node.name, family, linear, depth, first))
+            below += site.node.op_type in rules.KINDS["convolution"]
+        return places
+
+    def _choose(self, site: Site, place: rules.Place) -> tuple[str, dict[str, Any]]:
+        chosen = self.composite.resolve(place)
+        if chosen is None:
+            known = "no rule by default" if site.op else "no meaning known to this package"
+            raise UnsupportedOpError(
+                f"{site.node} is on the relevance path and has {known}; choose one: "
+                f"--rule {label(site.node)}=pass or --rule {label(site.node)}=gradient"
+            )
+        return chosen
+
+    def _biases_behind(self) -> dict[int, tuple[Tensor, tuple[str, ...]]]:
+        """MatMul followed by the Add of a constant vector: the Add is its bias, and passes relevance on."""
+        result = {}
+        for i, site in enumerate(self.sites):
+            users = self.users.get(site.node.outputs[0], [])
+            if site.linear is None or site.linear.weight is None or site.linear.bias is not None or len(users) != 1:
+                continue
+            add = self.sites[users[0]]
+            constant = next(iter(add.constants.values()), None)
+            if add.node.op_type != "Add" or constant is None or self.chosen[users[0]][0] != "norm":
+                continue
+            if constant.ndim == 1 and site.node.op_type == "MatMul" and site.active == (0,):
+                result[i] = (constant, add.node.outputs)
+                self.chosen[users[0]] = ("pass", {})
+        return result
+
+    def _positive_support(self, output: str) -> set[int]:
+        """Steps whose output relevance is zero wherever the output is not positive: they feed a ReLU alone."""
+        vanishes: set[str] = set()  # tensors whose relevance is zero where the tensor is zero
+        support = set()
+        for i, site in reversed(list(enumerate(self.sites))):
+            (result, *_), node = site.node.outputs, site.node
+            users = self.users.get(result, [])
+            if result != output and users and all(self._zero_stays(u, vanishes) for u in users):
+                vanishes.add(result)
+            if len(users) == 1 and result != output:
+                user = self.sites[users[0]].node
+                passes = self.chosen[users[0]][0] == "pass"
+                if passes and rectifies(self.graph, user) and user.outputs[0] in vanishes and node.op_type != "Split":
+                    support.add(i)
+        return support
+
+    def _zero_stays(self, user: int, vanishes: set[str]) -> bool:
+        site, rule = self.sites[user], rules.find(self.chosen[user][0])
+        if rule.zeros == "moved":
+            return zero_at_zero(self.graph, site.node) and all(o in vanishes for o in site.node.outputs if o)
+        return rule.zeros == "kept"
+
+    def _bounds(self, site: Site, parameters: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """Lowest and highest value of the site's input, carried there from the model's input."""
+        low, high = parameters.get("low"), parameters.get("high")
+        if (low is None or high is None) and (found := input_bounds(self.graph)):
+            low, high = (found[0] if low is None else low), (found[1] if high is None else high)
+        if low is None or high is None:
+            return None
+        name = site.node.inputs[site.active[0]]
+        forward = TorchForward(self.graph, [name], self.dtype, self.device)
+        ends = [forward({n: self._filled(n, bound) for n in self.graph.inputs})[name] for bound in (low, high)]
+        return torch.minimum(*ends), torch.maximum(*ends)
+
+    def _filled(self, name: str, bound: float | Sequence[float]) -> Tensor:
+        """A batch of one with every element at the bound of its channel."""
+        info = self.graph.inputs[name]
+        shape = [d if isinstance(d, int) else 1 for d in info.shape or ()]
+        values = torch.as_tensor(bound, dtype=self.dtype, device=self.device).flatten()
+        if values.numel() > 1:
+            axis = next((a for a in (1, -1) if len(shape) > 1 and shape[a] == values.numel()), None)
+            if axis is None:
+                raise RuleError(
+                    f"z-box: {values.numel()} bounds were given, input '{name}' has shape {tuple(info.shape or ())}"
+                )
+            values = values.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])
+        return values.expand([1, *shape[1:]])
+
+    def _step(self, site: Site, name: str, parameters: dict[str, Any], outputs: tuple[str, ...]) -> Step:
+        rule = rules.find(name)
+        backward = rule.build(site, **parameters)
+        node, reads = site.node, set[str]()
+        others = [n for p, n in enumerate(node.inputs) if n and p not in site.active and p not in site.constants]
+        if "inputs" in rule.needs:
+            reads.update(node.inputs[p] for p in site.active)
+            reads.update(others)
+        if "outputs" in rule.needs:
+            reads.update(o for o in outputs[:1] if o)
+        if "extras" in rule.needs and not (site.op and site.op.adjoint):
+            reads.update(others)
+        for position, tensor in enumerate(node.inputs):  # a shape that the model does not tell is read off the tensor
+            wanted = tensor and position not in site.constants and known_shape(self.graph, tensor, self.symbols) is None
+            if wanted and (position in site.active or rule.name == "route"):
+                reads.add(tensor)
+        return Step(site, name, parameters, backward, outputs, frozenset(reads))
+
+
+def input_bounds(graph: Graph) -> tuple[list[float], list[float]] | None:
+    """Lowest and highest input per channel that the model's preprocessing allows; None without that metadata."""
+    from lrp_onnx.preprocess import Preprocess
+
+    preprocess = Preprocess.from_metadata(graph.metadata)
+    if preprocess is None:
+        return None
+    low, high = preprocess.bounds()
+    return [float(v) for v in low], [float(v) for v in high]

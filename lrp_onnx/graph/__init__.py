@@ -1,0 +1,6 @@
+"""Load, check and canonicalise ONNX models; nothing here knows torch."""
+
+from lrp_onnx.graph.loading import load
+from lrp_onnx.graph.model import Graph, Node, TensorInfo
+
+__all__ = ["Graph", "Node", "TensorInfo", "load"]

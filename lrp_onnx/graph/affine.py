@@ -1,0 +1,253 @@
+"""Fuse BatchNormalization and per-channel constants into the linear operation on either side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from lrp_onnx.graph.values import bypass, constant, is_op, rank, replace, set_constant, sole_consumer
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """What a node does to channel c of its input: scale[c] * x + shift[c]."""
+
+    scale: np.ndarray  # (C,) float64
+    shift: np.ndarray
+
+
+class FuseAffineIntoLinear(ir.passes.InPlacePass):
+    """Fuses what scales and shifts the channels of a Conv, ConvTranspose, Gemm or MatMul into its weights and bias.
+
+    1. BatchNormalization directly behind a linear operation: y = s * (W x + b) + t becomes (s W) x + (s b + t).
+    2. A constant added or subtracted becomes the bias; MatMul of 2-D tensors becomes Gemm for that.
+       (A MatMul of more dimensions has no bias input: there the Add stays.)
+    3. Factors are fused when there is one for each channel, or when such a shift follows (a BatchNormalization in
+       pieces); one factor for all channels is left alone.
+    4. Transposes may stand in between. Nobody else may read the tensors in between; the last one's name is kept.
+    5. BatchNormalization directly before Conv, Gemm or MatMul, read by nothing else, unless padding would see its shift.
+
+    Computed in float64, stored in the weights' type.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in list(model.graph):
+            while _fuse_next(model, node):
+                modified = True
+        for node in list(model.graph):
+            if is_op(node, "BatchNormalization") and node.graph is not None and _fuse_into_next(model, node):
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _fuse_next(model: ir.Model, linear: ir.Node) -> bool:
+    """Fuse the operation behind `linear` into it, if that can be done."""
+    if not _is_linear(linear):
+        return False
+    output = linear.outputs[0]
+    dims = rank(output)
+    weight = constant(linear.inputs[1])
+    if dims is None or weight is None:
+        return False
+    axis = 1 if linear.op_type in _CONVOLUTIONS else dims - 1
+    channels = _channels(linear, weight)
+    after = sole_consumer(output)
+    while is_op(after, "Transpose"):
+        assert after is not None
+        axis = list(after.attributes.get_ints("perm", list(range(dims))[::-1])).index(axis)
+        output = after.outputs[0]
+        after = sole_consumer(output)
+    affine = _affine(after, output, axis, dims, channels)
+    if after is None or affine is None:
+        return False
+    if not (_by_channel(after) or _shifts(after) or _leads_to_shift(after, axis, dims, channels)):
+        return False
+    if not _scale_outputs(model, linear, affine):
+        return False
+    bypass(after, output)
+    return True
+
+
+def _is_linear(node: ir.Node) -> bool:
+    if node.graph is None or not is_op(node, *_CONVOLUTIONS, "Gemm", "MatMul"):
+        return False
+    if any(value is not None and constant(value) is None for value in node.inputs[1:]):
+        return False
+    return node.op_type in _CONVOLUTIONS or rank(node.inputs[1]) == 2  # type: ignore[arg-type]
+
+
+def _channels(linear: ir.Node, weight: np.ndarray) -> int:
+    if linear.op_type == "Conv":
+        return weight.shape[0]
+    if linear.op_type == "ConvTranspose":
+        return weight.shape[1] * linear.attributes.get_int("group", 1)
+    return weight.shape[0 if linear.attributes.get_int("transB", 0) else 1]
+
+
+def _by_channel(node: ir.Node) -> bool:
+    return any(array is not None and array.size > 1 for array in map(constant, node.inputs))
+
+
+def _shifts(node: ir.Node) -> bool:
+    return is_op(node, "BatchNormalization", "Add", "Sub")
+
+
+def _leads_to_shift(node: ir.Node, axis: int, dims: int, channels: int) -> bool:
+    output = node.outputs[0]
+    after = sole_consumer(output)
+    if after is None or _affine(after, output, axis, dims, channels) is None:
+        return False
+    return _shifts(after) or _leads_to_shift(after, axis, dims, channels)
+
+
+def _affine(node: ir.Node | None, source: ir.Value, axis: int, dims: int, channels: int) -> _Affine | None:
+    """Read `node` as an affine map of its input's channels; None if it is something else."""
+    if is_op(node, "BatchNormalization"):
+        assert node is not None
+        return _batch_norm(node) if axis == 1 and node.inputs[0] is source else None
+    if not is_op(node, "Add", "Sub", "Mul", "Div"):
+        return None
+    assert node is not None
+    first, second = node.inputs
+    if first is not source and node.op_type in ("Sub", "Div"):
+        return None
+    vector = _per_channel(constant(second if first is source else first), axis, dims, channels)
+    if vector is None or (node.op_type == "Div" and not vector.all()):
+        return None
+    ones, zeros = np.ones(channels), np.zeros(channels)
+    match node.op_type:
+        case "Add":
+            return _Affine(ones, vector)
+        case "Sub":
+            return _Affine(ones, -vector)
+        case "Mul":
+            return _Affine(vector, zeros)
+    return _Affine(1.0 / vector, zeros)
+
+
+def _batch_norm(node: ir.Node) -> _Affine | None:
+    parameters = [constant(value) for value in node.inputs[1:5]]
+    if any(p is None for p in parameters) or node.attributes.get_int("training_mode", 0):
+        return None
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return None
+    gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
+    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    return _Affine(scale, beta - mean * scale)
+
+
+def _per_channel(array: np.ndarray | None, axis: int, dims: int, channels: int) -> np.ndarray | None:
+    """`array` as a float64 vector over the channels, if broadcasting spreads it over nothing but the channels."""
+    if array is None or array.ndim > dims or array.dtype.kind in "biu":
+        return None
+    if array.size == 1:
+        return np.full(channels, array.item(), np.float64)
+    shape = (1,) * (dims - array.ndim) + array.shape
+    if shape[axis] != channels or array.size != channels:
+        return None
+    return array.reshape(-1).astype(np.float64)
+
+
+def _bias(linear: ir.Node, channels: int) -> np.ndarray | None:
+    """The bias as a float64 vector, zeros where there is none; None if it is not one number a channel."""
+    value = linear.inputs[2] if len(linear.inputs) > 2 else None
+    if value is None:
+        return np.zeros(channels)
+    return _per_channel(constant(value), 0, 1, channels) if linear.op_type != "Gemm" else _gemm_bias(linear, channels)
+
+
+def _gemm_bias(linear: ir.Node, channels: int) -> np.ndarray | None:
+    bias = _per_channel(constant(linear.inputs[2]), 1, 2, channels)
+    return None if bias is None else bias * linear.attributes.get_float("beta", 1.0)
+
+
+def _weight(linear: ir.Node) -> np.ndarray:
+    """The weight in float64, with Gemm's alpha in it."""
+    weight = constant(linear.inputs[1])
+    assert weight is not None
+    weight = weight.astype(np.float64)
+    return weight * linear.attributes.get_float("alpha", 1.0) if linear.op_type == "Gemm" else weight
+
+
+def _scale_outputs(model: ir.Model, linear: ir.Node, affine: _Affine) -> bool:
+    channels = len(affine.scale)
+    bias = _bias(linear, channels)
+    if bias is None:
+        return False
+    scaled = not np.array_equal(affine.scale, np.ones(channels))
+    if linear.op_type == "MatMul" and (affine.shift.any() or not scaled) and rank(linear.inputs[0]) != 2:  # type: ignore[arg-type]
+        return False
+    weight = None
+    if scaled:
+        weight = _weight(linear)
+        if linear.op_type == "ConvTranspose":  # (C, M / group, ...): output channels run over groups first
+            groups = linear.attributes.get_int("group", 1)
+            grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+            factor = affine.scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+            weight = (grouped * factor).reshape(weight.shape)
+        else:
+            rows = linear.op_type == "Conv" or linear.attributes.get_int("transB", 0)
+            weight = weight * affine.scale.reshape([-1] + [1] * (weight.ndim - 1) if rows else [1, -1])
+    _store(model, linear, weight, bias * affine.scale + affine.shift)
+    return True
+
+
+def _store(model: ir.Model, linear: ir.Node, weight: np.ndarray | None, bias: np.ndarray) -> None:
+    value = linear.inputs[1]
+    assert value is not None and value.dtype is not None
+    base = value.name or linear.outputs[0].name or linear.op_type
+    if linear.op_type == "Gemm":
+        if weight is None and linear.attributes.get_float("alpha", 1.0) != 1.0:
+            weight = _weight(linear)
+        for name in ("alpha", "beta"):
+            linear.attributes.pop(name, None)
+    if weight is not None:
+        set_constant(linear, 1, weight, base, value.dtype)
+    if linear.op_type == "MatMul":
+        if not bias.any():
+            return
+        linear = replace(model, linear, "Gemm", list(linear.inputs), {})
+    set_constant(linear, 2, bias, f"{base}_bias", value.dtype)
+
+
+def _fuse_into_next(model: ir.Model, norm: ir.Node) -> bool:
+    """Fuse a BatchNormalization into the one linear operation that reads it, if that is exact."""
+    linear = sole_consumer(norm.outputs[0])
+    affine = _batch_norm(norm)
+    source = norm.inputs[0]
+    if linear is None or affine is None or source is None or not _is_linear(linear) or norm.outputs[0] is not linear.inputs[0]:
+        return False
+    weight = _weight(linear)
+    bias = _bias(linear, _channels(linear, weight))
+    if bias is None or linear.op_type == "ConvTranspose":
+        return False
+    if linear.op_type == "Conv":
+        if affine.shift.any() and _pads(linear):
+            return False
+        groups = linear.attributes.get_int("group", 1)
+        # (group, M / group, C / group, taps): output channel m of group g reads the input channels of g
+        taps = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        per_group = [part.reshape(groups, 1, -1, 1) for part in (affine.scale, affine.shift)]
+        bias = bias + (taps * per_group[1]).sum(axis=(2, 3)).reshape(-1)
+        weight = (taps * per_group[0]).reshape(weight.shape)
+    else:
+        if rank(source) != 2 or linear.attributes.get_int("transA", 0):
+            return False
+        columns = bool(linear.attributes.get_int("transB", 0))  # (N, K) instead of (K, N)
+        bias = bias + (weight @ affine.shift if columns else affine.shift @ weight)
+        weight = weight * (affine.scale if columns else affine.scale[:, None])
+    linear.replace_input_with(0, source)
+    _store(model, linear, weight, bias)
+    model.graph.remove(norm, safe=True)
+    return True
+
+
+def _pads(conv: ir.Node) -> bool:
+    if conv.attributes.get_string("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+        return True
+    return any(conv.attributes.get_ints("pads", []))

@@ -1,0 +1,180 @@
+"""`Graph` and `Node`: an ONNX model as the engine sees it, read only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, ONNX element type and shape of a graph input or output; a dynamic dimension is a string or None."""
+
+    name: str
+    elem_type: int
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation. `inputs` holds "" for an optional input that is absent."""
+
+    name: str
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    domain: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.op_type} node '{self.name}'"
+
+    def input(self, position: int) -> str:
+        """Name of the input at `position`, "" when it is absent."""
+        return self.inputs[position] if position < len(self.inputs) else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A canonical model: nodes in execution order, constants by name. Never modified after `load`.
+
+    Attributes
+    ----------
+    model : onnx.ModelProto
+        The canonical model, as ONNX Runtime runs it.
+    nodes, initializers, inputs, outputs
+        The same, in plain Python; `inputs` leaves out initializers that old models list as inputs too.
+    opset : int
+        Version of the default operator set.
+    metadata : dict of str to str
+        The model's metadata_props (preprocessing and class names live here).
+    name : str
+        File name of the source, or "model".
+    sha256 : str
+        Hash of the bytes that were loaded (external data included).
+    original : onnx.ModelProto
+        The model as it was loaded, untouched.
+    cut : str
+        Op type of the trailing activation that was cut off so that relevance starts at the logit ("" if none).
+    cuts : dict of str to Node
+        Output name -> the activation that was cut off behind it; its `outputs` name the output that it replaces.
+    """
+
+    model: onnx.ModelProto
+    nodes: tuple[Node, ...]
+    initializers: Mapping[str, np.ndarray]
+    inputs: Mapping[str, TensorInfo]
+    outputs: Mapping[str, TensorInfo]
+    opset: int
+    metadata: Mapping[str, str]
+    name: str = "model"
+    sha256: str = ""
+    original: onnx.ModelProto | None = None
+    cut: str = ""
+    cuts: Mapping[str, Node] = field(default_factory=dict)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor whose type is known (inputs, outputs, what nodes compute, constants) by name."""
+        graph = self.model.graph
+        known = {v.name: _info(v) for v in (*graph.value_info, *graph.input, *graph.output)}
+        for t in graph.initializer:
+            known[t.name] = TensorInfo(t.name, t.data_type, tuple(t.dims))
+        return known
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int | str | None, ...]]:
+        """Tensor name -> shape, for every tensor of known rank; a dynamic dimension is a string or None."""
+        return {name: info.shape for name, info in self.tensors.items() if info.shape is not None}
+
+    @cached_property
+    def dtypes(self) -> dict[str, int]:
+        """Tensor name -> ONNX element type (`onnx.TensorProto.FLOAT` …), for every tensor of known type."""
+        return {name: info.elem_type for name, info in self.tensors.items() if info.elem_type}
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Name of a tensor of the original model that is gone -> the tensor here that holds the same values.
+
+        These are the inputs and outputs of Identity and Dropout nodes that were removed.
+        """
+        here = {*self.inputs, *self.initializers, *self.producer}
+        group: dict[str, list[str]] = {}
+        for node in self.original.graph.node if self.original else ():
+            if node.op_type in ("Identity", "Dropout") and node.input and node.output:
+                same = group.setdefault(node.input[0], [node.input[0]])
+                same.append(node.output[0])
+                group[node.output[0]] = same
+        kept = {name: next((n for n in same if n in here), None) for name, same in group.items()}
+        return {name: survivor for name, survivor in kept.items() if survivor is not None and name not in here}
+
+    @cached_property
+    def producer(self) -> dict[str, Node]:
+        """Tensor name -> the node that computes it."""
+        return {output: node for node in self.nodes for output in node.outputs if output}
+
+    @cached_property
+    def consumers(self) -> dict[str, list[Node]]:
+        """Tensor name -> the nodes that read it, in execution order."""
+        result: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                if name:
+                    result.setdefault(name, []).append(node)
+        return result
+
+    @classmethod
+    def from_proto(
+        cls, model: onnx.ModelProto, *, initializers: Mapping[str, np.ndarray] | None = None, **extra: Any
+    ) -> Graph:
+        """View a checked, canonical ModelProto as a Graph; `initializers` saves reading the arrays out of it again."""
+        graph = model.graph
+        if initializers is None:
+            initializers = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        nodes = tuple(
+            Node(
+                name=node.name or f"{node.op_type}_{i}",
+                op_type=node.op_type,
+                inputs=tuple(node.input),
+                outputs=tuple(node.output),
+                attributes={a.name: _attribute(a) for a in node.attribute},
+                domain="" if node.domain == "ai.onnx" else node.domain,
+            )
+            for i, node in enumerate(graph.node)
+        )
+        return cls(
+            model=model,
+            nodes=nodes,
+            initializers=initializers,
+            inputs={i.name: _info(i) for i in graph.input if i.name not in initializers},
+            outputs={o.name: _info(o) for o in graph.output},
+            opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+            metadata={p.key: p.value for p in model.metadata_props},
+            **extra,
+        )
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
+    if attribute.type == onnx.AttributeProto.STRINGS:
+        return tuple(v.decode("utf-8", "replace") for v in value)
+    return tuple(value) if isinstance(value, (list, tuple)) or hasattr(value, "append") else value
+
+
+def _info(value: onnx.ValueInfoProto) -> TensorInfo:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return TensorInfo(value.name, tensor.elem_type, None)
+    shape = tuple(
+        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim
+    )
+    return TensorInfo(value.name, tensor.elem_type, shape)

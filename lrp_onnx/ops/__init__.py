@@ -1,0 +1,24 @@
+"""What each ONNX op means in torch: forward, and for linear ops the transpose; one small function an op, by family."""
+
+from lrp_onnx.ops import activations, arithmetic, linear, normalisation, pooling, reduce, resize, shape
+from lrp_onnx.ops.registry import OPS, Linear, Op, Site, find, label, op, run, unbroadcast
+
+__all__ = [
+    "OPS",
+    "Linear",
+    "Op",
+    "Site",
+    "activations",
+    "arithmetic",
+    "find",
+    "label",
+    "linear",
+    "normalisation",
+    "op",
+    "pooling",
+    "reduce",
+    "resize",
+    "run",
+    "shape",
+    "unbroadcast",
+]

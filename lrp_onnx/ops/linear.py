@@ -1,0 +1,224 @@
+"""Linear ops with weights: convolutions, dense layers, Einsum; each with its transpose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrp_onnx.errors import UnsupportedOpError
+from lrp_onnx.graph import Node
+from lrp_onnx.ops.registry import Linear, op, resolve_pads, torch_pads, unbroadcast
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_CONV_INPUT = {1: torch.nn.grad.conv1d_input, 2: torch.nn.grad.conv2d_input, 3: torch.nn.grad.conv3d_input}
+
+
+def _spatial(weight: Tensor, strides: Any, dilations: Any) -> tuple[int, list[int], list[int]]:
+    n = weight.ndim - 2
+    if n not in _CONV:
+        raise UnsupportedOpError(f"a convolution over {n} spatial axes (1 to 3 are supported)")
+    return n, list(strides or [1] * n), list(dilations or [1] * n)
+
+
+def _column(bias: Tensor, ndim: int) -> Tensor:
+    return bias.reshape(1, -1, *[1] * (ndim - 2))
+
+
+# ---- Conv
+
+
+def _conv_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear | None:
+    if tuple(active) != (0,) or 1 not in constants:
+        return None
+    weight, bias = constants[1], constants.get(2)
+    attributes = node.attributes
+
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        return conv(x, w, **attributes)
+
+    def transpose(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+        return conv_adjoint(s, w, shape, **attributes)
+
+    return Linear(forward, transpose, weight, None if bias is None else _column(bias, weight.ndim))
+
+
+@op("Conv", family="linear", linear=_conv_builder)
+def conv(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    n, strides, dilations = _spatial(w, strides, dilations)
+    before, after = resolve_pads(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+    if before != after:
+        x, before = F.pad(x, torch_pads(before, after)), [0] * n
+    return _CONV[n](x, w, b, strides, before, dilations, group)
+
+
+def conv_adjoint(
+    s: Tensor,
+    w: Tensor,
+    shape: Sequence[int],
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """Adjoint of `conv` in its input: s (N, C_out, …) -> (N, C_in, …) of the given shape."""
+    n, strides, dilations = _spatial(w, strides, dilations)
+    before, after = resolve_pads(shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+    if before == after:
+        return _CONV_INPUT[n](tuple(shape), w, s, strides, before, dilations, group)
+    padded = [*shape[:2], *(i + a + b for i, a, b in zip(shape[2:], before, after, strict=True))]
+    full = _CONV_INPUT[n](tuple(padded), w, s, strides, [0] * n, dilations, group)
+    return F.pad(full, torch_pads([-p for p in before], [-p for p in after]))
+
+
+# ---- ConvTranspose
+
+
+def _conv_transpose_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear | None:
+    if tuple(active) != (0,) or 1 not in constants:
+        return None
+    weight, bias = constants[1], constants.get(2)
+    attributes = node.attributes
+
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        return conv_transpose(x, w, **attributes)
+
+    def transpose(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+        n, strides, dilations = _spatial(w, attributes.get("strides"), attributes.get("dilations"))
+        before, after, _ = _transposed_pads(shape[2:], w.shape[2:], strides, dilations, attributes)
+        return _CONV[n](F.pad(s, torch_pads(before, after)), w, None, strides, 0, dilations, attributes.get("group", 1))
+
+    return Linear(forward, transpose, weight, None if bias is None else _column(bias, weight.ndim))
+
+
+def _transposed_pads(
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    attributes: Mapping[str, Any],
+) -> tuple[list[int], list[int], list[int]]:
+    """Cropping before and after each axis, and the output padding; source: ONNX's definition of ConvTranspose."""
+    n = len(kernel)
+    extra = list(attributes.get("output_padding") or [0] * n)
+    pads, wanted = attributes.get("pads"), attributes.get("output_shape")
+    auto_pad = attributes.get("auto_pad", "NOTSET")
+    full = [(i - 1) * s + (k - 1) * d + 1 for i, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)]
+    if wanted is None and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = [i * s for i, s in zip(sizes, strides, strict=True)]
+    if wanted is None:
+        return (*((list(pads[:n]), list(pads[n:])) if pads else ([0] * n, [0] * n)), extra)
+    total = [f + e - o for f, e, o in zip(full, extra, list(wanted)[-n:], strict=True)]
+    small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+    return (large, small, extra) if auto_pad != "SAME_UPPER" else (small, large, extra)
+
+
+@op("ConvTranspose", family="linear", linear=_conv_transpose_builder)
+def conv_transpose(x: Tensor, w: Tensor, b: Tensor | None = None, **attributes: Any) -> Tensor:
+    n, strides, dilations = _spatial(w, attributes.get("strides"), attributes.get("dilations"))
+    before, after, extra = _transposed_pads(x.shape[2:], w.shape[2:], strides, dilations, attributes)
+    # torch wants output_padding < stride; what is beyond that is added as zeros, like the rest of it
+    full = _CONV_TRANSPOSE[n](x, w, None, strides, 0, 0, attributes.get("group", 1), dilations)
+    z = F.pad(full, torch_pads([-p for p in before], [e - p for e, p in zip(extra, after, strict=True)]))
+    return z if b is None else z + _column(b, z.ndim)
+
+
+# ---- dense layers
+
+
+def _gemm_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear | None:
+    if tuple(active) != (0,) or 1 not in constants or (node.input(2) and 2 not in constants):
+        return None
+    flip = bool(node.attributes.get("transA", 0))
+    weight = constants[1].T if node.attributes.get("transB", 0) else constants[1]  # (in, out)
+    alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
+    bias = constants.get(2)
+    return Linear(
+        lambda x, w: (x.T if flip else x) @ w,
+        lambda s, w, _: (s @ w.T).T if flip else s @ w.T,
+        weight if alpha == 1.0 else alpha * weight,
+        bias if bias is None or beta == 1.0 else beta * bias,
+    )
+
+
+@op("Gemm", family="linear", linear=_gemm_builder)
+def gemm(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,  # noqa: N803 - ONNX's name
+    transB: int = 0,  # noqa: N803
+) -> Tensor:
+    z = (a.T if transA else a) @ (b.T if transB else b)
+    z = z if alpha == 1.0 else alpha * z
+    return z if c is None else z + (c if beta == 1.0 else beta * c)
+
+
+def _swap(x: Tensor) -> Tensor:
+    return x.transpose(-1, -2) if x.ndim > 1 else x
+
+
+def _matmul_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear | None:
+    if len(active) != 1 or 1 - active[0] not in constants:
+        return None
+    weight = constants[1 - active[0]]
+    if weight.ndim < 2:
+        return None
+    if active[0] == 0:
+        return Linear(torch.matmul, lambda s, w, shape: _times(s, _swap(w), shape), weight)
+    return Linear(lambda x, w: torch.matmul(w, x), lambda s, w, shape: _times_left(_swap(w), s, shape), weight)
+
+
+def _times(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.matmul(s, w) if len(shape) > 1 and w.ndim == 2 else unbroadcast(torch.matmul(s, w), shape)
+
+
+def _times_left(w: Tensor, s: Tensor, shape: Sequence[int]) -> Tensor:
+    return unbroadcast(torch.matmul(w, s), shape)
+
+
+@op("MatMul", family="linear", linear=_matmul_builder)
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    return torch.matmul(a, b)
+
+
+def _einsum_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear | None:
+    if len(active) != 1 or len(node.inputs) != 2 or 1 - active[0] not in constants:
+        return None
+    equation = node.attributes["equation"]
+    at = active[0]
+
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        return torch.einsum(equation, *((x, w) if at == 0 else (w, x)))
+
+    def transpose(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+        _, pull = torch.func.vjp(lambda x: forward(x, w), s.new_zeros(tuple(shape)))
+        return pull(s)[0]
+
+    return Linear(forward, transpose, constants[1 - at])
+
+
+@op("Einsum", family="linear", linear=_einsum_builder)
+def einsum(*operands: Tensor, equation: str) -> Tensor:
+    return torch.einsum(equation, *operands)

@@ -1,0 +1,127 @@
+"""Pooling over windows and over everything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrp_onnx.errors import UnsupportedOpError
+from lrp_onnx.graph import Node
+from lrp_onnx.ops.registry import Linear, means, op, resolve_pads, torch_pads
+
+_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _window(
+    x: Tensor,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int] | None,
+    dilations: Sequence[int] | None,
+    pads: Sequence[int] | None,
+    auto_pad: str,
+    ceil_mode: int,
+) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
+    """Strides, dilations, padding before and after, and the further end padding that ceil_mode reads."""
+    n = len(kernel_shape)
+    if n not in _MAX:
+        raise UnsupportedOpError(f"pooling over {n} spatial axes (1 to 3 are supported)")
+    steps, gaps = list(strides or [1] * n), list(dilations or [1] * n)
+    before, after = resolve_pads(x.shape[2:], kernel_shape, steps, gaps, pads, auto_pad)
+    beyond = [0] * n
+    if ceil_mode and auto_pad == "NOTSET":
+        for a in range(n):
+            size, extent = x.shape[2 + a], (kernel_shape[a] - 1) * gaps[a] + 1
+            count = math.ceil((size + before[a] + after[a] - extent) / steps[a]) + 1
+            if (count - 1) * steps[a] >= size + before[a]:  # a window must not begin in the padding at the end
+                count -= 1
+            beyond[a] = max((count - 1) * steps[a] + extent - (size + before[a] + after[a]), 0)
+    return steps, gaps, before, after, beyond
+
+
+@op("MaxPool", family="max")
+def max_pool(
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    storage_order: int = 0,
+) -> Tensor:
+    steps, gaps, before, after, beyond = _window(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    native = before == after and not any(beyond) and all(2 * p <= k for p, k in zip(before, kernel_shape, strict=True))
+    if not native:
+        end = [a + b for a, b in zip(after, beyond, strict=True)]
+        x, before = F.pad(x, torch_pads(before, end), value=-math.inf), [0] * len(before)
+    return _MAX[len(kernel_shape)](x, tuple(kernel_shape), tuple(steps), tuple(before), tuple(gaps))
+
+
+def _box(x: Tensor, kernel: Sequence[int], steps: Sequence[int], gaps: Sequence[int]) -> Tensor:
+    """Mean over windows of a tensor that is padded already."""
+    if all(g == 1 for g in gaps):
+        return _AVERAGE[len(kernel)](x, tuple(kernel), tuple(steps))
+    weight = x.new_full((x.shape[1], 1, *kernel), 1 / math.prod(kernel))
+    return _CONV[len(kernel)](x, weight, None, tuple(steps), 0, tuple(gaps), x.shape[1])
+
+
+def _pool_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear:
+    return means(average_pool, **node.attributes)
+
+
+@op("AveragePool", family="mean", linear=_pool_builder)
+def average_pool(
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+) -> Tensor:
+    steps, gaps, before, after, beyond = _window(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    if not any((*before, *after, *beyond)):
+        return _box(x, kernel_shape, steps, gaps)
+    end = [a + b for a, b in zip(after, beyond, strict=True)]
+    total = _box(F.pad(x, torch_pads(before, end)), kernel_shape, steps, gaps)
+    # the divisor of each window: how many of its taps count; those that only ceil_mode reads never do
+    ones = x.new_ones((1, 1, *x.shape[2:]))
+    ones = F.pad(ones, torch_pads(before, after), value=1.0 if count_include_pad else 0.0)
+    return total / _box(F.pad(ones, torch_pads([0] * len(end), beyond)), kernel_shape, steps, gaps)
+
+
+def _global_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear:
+    def transpose(s: Tensor, _: Any, shape: Sequence[int]) -> Tensor:
+        return (s / math.prod(shape[2:])).expand(tuple(shape))
+
+    return Linear(lambda x, _: global_average_pool(x), transpose, weight=None)
+
+
+@op("GlobalAveragePool", family="mean", linear=_global_builder)
+def global_average_pool(x: Tensor) -> Tensor:
+    return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
+
+
+def first_maximum(x: Tensor, dims: Sequence[int], *, keepdim: bool) -> Tensor:
+    """Maximum over axes; a gradient goes to the first of equal elements alone (amax would share it)."""
+    dims = sorted(d % x.ndim for d in dims)
+    kept = [d for d in range(x.ndim) if d not in dims]
+    flat = x.permute(*kept, *dims).flatten(len(kept)) if dims else x.unsqueeze(-1)
+    index = flat.detach().argmax(dim=-1, keepdim=True)
+    best = flat.gather(-1, index).squeeze(-1)
+    return best.reshape([1 if d in dims else x.shape[d] for d in range(x.ndim)]) if keepdim else best
+
+
+@op("GlobalMaxPool", family="max")
+def global_max_pool(x: Tensor) -> Tensor:
+    return first_maximum(x, range(2, x.ndim), keepdim=True)

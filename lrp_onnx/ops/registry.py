@@ -1,0 +1,269 @@
+"""What an ONNX op means in torch: the `Op` record, the registry, and `Linear`, the pair that relevance rules work on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lrp_onnx.errors import UnsupportedOpError
+from lrp_onnx.graph import Node
+
+Family = Literal[
+    "linear",  # weights times activations: Conv, Gemm, MatMul …
+    "mean",  # linear in one input, without weights: pooling means, Resize
+    "sum",  # adds up several inputs: Add, Sub, Sum, Mean
+    "activation",  # elementwise, one input
+    "max",  # one input element wins
+    "route",  # moves elements without changing them
+    "identity",  # hands on what it gets: Identity, Dropout, Cast
+    "product",  # Mul
+    "quotient",  # Div
+    "normalisation",  # LayerNormalization and kin
+    "softmax",
+    "other",  # known in the forward pass, no default rule
+]
+
+LinearBuilder = Callable[[Node, Mapping[int, Tensor], Sequence[int]], "Linear | None"]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One ONNX op.
+
+    Attributes
+    ----------
+    forward : callable
+        Takes the op's inputs in order (None where absent) and its attributes as keyword arguments, with ONNX's
+        defaults; gives a tensor or a tuple of tensors.
+    inputs : tuple of int, callable or None
+        Positions of the inputs that a gradient could flow to (None: all). Shapes, indices and axes are left out.
+    detached : tuple of int
+        Positions that LRP holds constant as long as another input is active (the denominator of Div).
+    linear : callable or None
+        Builds the `Linear` of a node, or None where the node is not linear (MatMul of two activations).
+    adjoint : callable or None
+        `adjoint(relevance, shapes, **attributes)`, the transpose of an op that only moves or sums elements, where it is
+        cheaper than differentiating `forward`.
+    """
+
+    op_type: str
+    family: Family
+    forward: Callable[..., Tensor | tuple[Tensor, ...]]
+    inputs: tuple[int, ...] | Callable[[Node], tuple[int, ...]] | None = None
+    detached: tuple[int, ...] = ()
+    linear: LinearBuilder | None = None
+    adjoint: Callable[..., Sequence[Tensor]] | None = None
+
+    def differentiable(self, node: Node) -> tuple[int, ...]:
+        """Input positions of `node` that a gradient could flow to."""
+        positions = self.inputs(node) if callable(self.inputs) else self.inputs
+        every = range(len(node.inputs))
+        return tuple(p for p in (every if positions is None else positions) if node.input(p))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear operator z = forward(x, weight) + bias and its transpose; all that a relevance rule needs to know.
+
+    Attributes
+    ----------
+    forward : callable
+        (x, weight) -> z without the bias.
+    transpose : callable
+        (s, weight, shape of x) -> tensor like x: the adjoint of `forward` with that weight.
+    weight : Tensor or None
+        None for an op without weights (a mean).
+    bias : Tensor or None
+        Broadcasts against z.
+    nonnegative : bool
+        x >= 0 is known, so every term with x⁻ vanishes.
+    positive_support : bool
+        The relevance that arrives is zero wherever z <= 0 (z goes into a ReLU and nowhere else).
+    first : bool
+        The first linear op of the graph in execution order.
+    bounds : tuple of two Tensors or None
+        Lowest and highest possible x, for the z-box rule.
+    """
+
+    forward: Callable[[Tensor, Any], Tensor]
+    transpose: Callable[[Tensor, Any, Sequence[int]], Tensor]
+    weight: Tensor | None
+    bias: Tensor | None = None
+    nonnegative: bool = False
+    positive_support: bool = False
+    first: bool = False
+    bounds: tuple[Tensor, Tensor] | None = None
+
+    def bias_share(self, g: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Relevance that the bias takes: the sum of g ⊙ bias for each sample, (N,)."""
+        if bias is None:
+            return None
+        other = [d for d in range(1, g.ndim) if bias.ndim < g.ndim - d or bias.shape[d - g.ndim] == 1]
+        g = g.sum(dim=other, keepdim=True) if other else g  # reading g once is all this costs
+        return (g * bias).flatten(1).sum(1)
+
+
+OPS: dict[tuple[str, str], Op] = {}
+
+
+def op(
+    *op_types: str,
+    family: Family = "other",
+    domain: str = "",
+    **fields: Any,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated forward function for one or more ONNX op types."""
+
+    def register(forward: Callable[..., Any]) -> Callable[..., Any]:
+        for op_type in op_types:
+            OPS[domain, op_type] = Op(op_type, family, forward, **fields)
+        return forward
+
+    return register
+
+
+def find(node: Node) -> Op | None:
+    """The registered op of a node, or None."""
+    return OPS.get((node.domain, node.op_type))
+
+
+class Tensors(Protocol):
+    """The tensors of one node in one backward pass, as `lrp_onnx.rules.registry.Call` holds them."""
+
+    @property
+    def inputs(self) -> Sequence[Tensor | None]: ...
+    @property
+    def shapes(self) -> Sequence[Sequence[int] | None]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A node on the relevance path, bound to its op and its constants: what a rule is built for.
+
+    Attributes
+    ----------
+    active : tuple of int
+        Input positions that receive relevance.
+    constants : dict of int to Tensor
+        Inputs that are constants of the model, by position.
+    linear : Linear or None
+        The linear view, if the op has one here.
+    gates : frozenset of int
+        Input positions that are the output of a Sigmoid or Softmax.
+    """
+
+    node: Node
+    op: Op | None
+    active: tuple[int, ...]
+    constants: Mapping[int, Tensor] = field(default_factory=dict)
+    linear: Linear | None = None
+    gates: frozenset[int] = frozenset()
+
+    def forward(self, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Run the op; `inputs` by position, None where the site's constants stand in."""
+        return run(self.node, self.op, [self.constants.get(p, x) for p, x in enumerate(inputs)])
+
+    def vjp(self, inputs: Sequence[Tensor | None], relevance: Sequence[Tensor | None]) -> list[Tensor]:
+        """Vector-Jacobian product at `inputs`: one tensor for each active input."""
+        primals = [inputs[p] for p in self.active]
+        wanted = [k for k, r in enumerate(relevance) if r is not None]
+
+        def function(*active: Tensor) -> tuple[Tensor, ...]:
+            full = list(inputs)
+            for position, value in zip(self.active, active, strict=True):
+                full[position] = value
+            outputs = self.forward(full)
+            return tuple(outputs[k] for k in wanted)
+
+        _, pull = torch.func.vjp(function, *primals)
+        return list(pull(tuple(relevance[k] for k in wanted)))
+
+    def adjoint(self, call: Tensors, relevance: Sequence[Tensor | None]) -> list[Tensor]:
+        """Transpose of an op that is linear in its active inputs; reads their shapes, not their values."""
+        first = relevance[0]
+        if self.op is not None and self.op.adjoint is not None and first is not None:
+            every = self.op.adjoint(first, call.shapes, **self.node.attributes)
+            return [every[p] for p in self.active]
+        like = next(r for r in relevance if r is not None)
+        zeros = list(call.inputs)
+        for p in self.active:
+            zeros[p] = like.new_zeros(tuple(call.shapes[p] or ()))
+        return self.vjp(zeros, relevance)
+
+
+def run(node: Node, op: Op | None, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Forward pass of one node in torch."""
+    if op is None:
+        raise UnsupportedOpError(f"{node}: no forward pass in torch is known for op '{label(node)}'")
+    try:
+        result = op.forward(*inputs, **node.attributes)
+    except TypeError as error:
+        raise UnsupportedOpError(f"{node}: an attribute or input is not supported in torch ({error})") from error
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def label(node: Node) -> str:
+    """Op type with its domain where that is not ONNX's own."""
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def means(forward: Callable[..., Tensor], **attributes: Any) -> Linear:
+    """`Linear` of an op without weights; its transpose is found by differentiation (exact: the op is linear)."""
+    apply = partial(forward, **attributes)
+
+    def transpose(s: Tensor, _: Any, shape: Sequence[int]) -> Tensor:
+        _, pull = torch.func.vjp(apply, s.new_zeros(tuple(shape)))
+        return pull(s)[0]
+
+    return Linear(lambda x, _: apply(x), transpose, weight=None)
+
+
+def ints(value: Tensor | Sequence[int] | int | None) -> list[int] | None:
+    """Axes, sizes and the like, given as an attribute or as an input tensor."""
+    if value is None:
+        return None
+    if isinstance(value, int):
+        return [value]
+    return [int(v) for v in (value.flatten().tolist() if isinstance(value, Tensor) else value)]
+
+
+def unbroadcast(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Sum a tensor back to the shape that was broadcast to its own."""
+    if tuple(x.shape) == tuple(shape):
+        return x
+    extra = x.ndim - len(shape)
+    dims = [d for d in range(x.ndim) if d < extra or (shape[d - extra] == 1 and x.shape[d] != 1)]
+    return x.sum(dim=dims, keepdim=True).reshape(tuple(shape)) if dims else x.reshape(tuple(shape))
+
+
+def resolve_pads(
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int] | None,
+    auto_pad: str,
+) -> tuple[list[int], list[int]]:
+    """Padding before and after each spatial axis; source: ONNX's definition of `auto_pad`."""
+    n = len(kernel)
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        total = [
+            max((math.ceil(i / s) - 1) * s + (k - 1) * d + 1 - i, 0)
+            for i, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
+        ]
+        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+        return (small, large) if auto_pad == "SAME_UPPER" else (large, small)
+    if auto_pad == "VALID" or not pads:
+        return [0] * n, [0] * n
+    return list(pads[:n]), list(pads[n:])
+
+
+def torch_pads(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """The order that `torch.nn.functional.pad` wants: last axis first, (before, after) pairs."""
+    return [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]

@@ -1,0 +1,37 @@
+"""The plain gradient and its two classic variations, as rules, so that they run on the same walk."""
+
+from __future__ import annotations
+
+from lrp_onnx.ops import Site
+from lrp_onnx.rules.registry import Backward, Call, Shares, rule
+
+
+@rule("gradient", needs=("inputs",))
+def gradient(site: Site) -> Backward:
+    """The vector-Jacobian product of the op."""
+    linear = site.linear
+    if linear is None:
+        return lambda call: Shares(site.vjp(call.inputs, call.relevance))
+    position = site.active[0]
+
+    def backward(call: Call) -> Shares:
+        return Shares([linear.transpose(call.relevance[0], linear.weight, call.shapes[position])])  # type: ignore[arg-type]
+
+    return backward
+
+
+@rule("guided", needs=("inputs",))
+def guided(site: Site) -> Backward:
+    """Guided backpropagation (Springenberg et al. 2014): at a ReLU only positive signals, where the input is positive."""
+    passes = gradient(site)
+
+    def backward(call: Call) -> Shares:
+        return Shares([share.clamp(min=0) for share in passes(call).inputs])
+
+    return backward
+
+
+@rule("deconvnet", needs=())
+def deconvnet(site: Site) -> Backward:
+    """Deconvolution (Zeiler and Fergus 2014): at a ReLU only positive signals, whatever the input was."""
+    return lambda call: Shares([call.relevance[0].clamp(min=0)])  # type: ignore[union-attr]

@@ -1,0 +1,245 @@
+"""Relevance rules for linear operators; each is written once, against `Linear.forward` and `Linear.transpose`.
+
+References: Bach et al. 2015 (epsilon, alpha-beta); Montavon et al. 2017 (z-plus, w-square, z-box), 2019 (gamma);
+Fahmy et al. 2021 (hudd). Notation: x input, w weight, b bias, z output with bias, R relevance of z, x⁺ = max(x, 0),
+x⁻ = min(x, 0), W^T the transpose with weight w, s(z) = z + eps·sign(z) with sign(0) = +1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lrp_onnx.errors import RuleError
+from lrp_onnx.ops import Linear
+from lrp_onnx.rules.registry import LinearBackward, linear_rule, no_bias
+
+EPS = 1e-6
+
+
+def stabilise(z: Tensor, eps: float | Tensor) -> Tensor:
+    """s(z) = z + eps·sign(z), with sign(0) = +1."""
+    return z + torch.where(z < 0, -eps, eps)
+
+
+def positive(t: Tensor | None) -> Tensor | None:
+    """t⁺, None for None."""
+    return None if t is None else t.clamp(min=0)
+
+
+def negative(t: Tensor | None) -> Tensor | None:
+    """t⁻, None for None."""
+    return None if t is None else t.clamp(max=0)
+
+
+def _plus(z: Tensor, bias: Tensor | None) -> Tensor:
+    return z if bias is None else z + bias
+
+
+def _weight(op: Linear, rule: str) -> Tensor:
+    if op.weight is None:
+        raise RuleError(f"rule '{rule}' needs an op with weights; use 'norm' for means")
+    return op.weight
+
+
+@linear_rule("epsilon")
+def epsilon(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
+    """x ⊙ W^T(R / s(z)); with bias="ignore" z leaves b out, which conserves exactly."""
+    ignore = no_bias(op, bias)
+
+    def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        if ignore and op.bias is not None:
+            z = z - op.bias
+        g = r / stabilise(z, eps)
+        return x * op.transpose(g, op.weight, x.shape), None if ignore else op.bias_share(g, op.bias)
+
+    return backward
+
+
+@linear_rule("montavon-std")
+def montavon_std(op: Linear, *, eps: float = 1e-9, factor: float = 0.25, bias: str = "absorb") -> LinearBackward:
+    """epsilon with eps + factor·sqrt(mean z²) of each sample: the middle layers of Montavon et al. 2019."""
+    ignore = no_bias(op, bias)
+
+    def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        if ignore and op.bias is not None:
+            z = z - op.bias
+        scale = eps + factor * (z * z).mean(dim=list(range(1, z.ndim)), keepdim=True).sqrt()
+        g = r / stabilise(z, scale)
+        return x * op.transpose(g, op.weight, x.shape), None if ignore else op.bias_share(g, op.bias)
+
+    return backward
+
+
+class _Signed:
+    """x⁺ and x⁻ through a pair of weights: z = forward(x⁺, w) + forward(x⁻, v), and the relevance that flows back.
+
+    Behind a ReLU there is no x⁻, and half of the work is left out.
+    """
+
+    def __init__(self, op: Linear, on_positive: Tensor, on_negative: Tensor) -> None:
+        self.op, self.w, self.v = op, on_positive, on_negative
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.op.nonnegative:
+            return self.op.forward(x, self.w)
+        return self.op.forward(x.clamp(min=0), self.w) + self.op.forward(x.clamp(max=0), self.v)
+
+    def relevance(self, x: Tensor, g: Tensor) -> Tensor:
+        if self.op.nonnegative:
+            return x * self.op.transpose(g, self.w, x.shape)
+        up, down = self.op.transpose(g, self.w, x.shape), self.op.transpose(g, self.v, x.shape)
+        return x * torch.where(x > 0, up, down)
+
+
+@linear_rule("z-plus", needs=("inputs",))
+def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
+    """g = R / s(x⁺w⁺ + x⁻w⁻ + b⁺); x⁺ ⊙ W⁺^T g + x⁻ ⊙ W⁻^T g."""
+    weight = _weight(op, "z-plus")
+    part = _Signed(op, weight.clamp(min=0), weight.clamp(max=0))
+    b = None if no_bias(op, bias) else positive(op.bias)
+
+    def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        g = r / stabilise(_plus(part.forward(x), b), eps)
+        return part.relevance(x, g), op.bias_share(g, b)
+
+    return backward
+
+
+@linear_rule("alpha-beta", needs=("inputs",))
+def alpha_beta(
+    op: Linear, *, alpha: float = 2.0, beta: float = 1.0, eps: float = EPS, bias: str = "absorb"
+) -> LinearBackward:
+    """alpha·(part of z_a) − beta·(part of z_b), z_a = x⁺w⁺ + x⁻w⁻ + b⁺, z_b = x⁺w⁻ + x⁻w⁺ + b⁻; not renormalised."""
+    if abs(alpha - beta - 1) > 1e-9 or beta < 0:
+        raise RuleError(f"alpha-beta wants alpha − beta = 1 and beta >= 0, not alpha={alpha}, beta={beta}")
+    weight = _weight(op, "alpha-beta")
+    up, down = weight.clamp(min=0), weight.clamp(max=0)
+    ignore = no_bias(op, bias)
+    activating, inhibiting = _Signed(op, up, down), _Signed(op, down, up)
+    b_a, b_b = (None, None) if ignore else (positive(op.bias), negative(op.bias))
+
+    def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        g_a = alpha * r / stabilise(_plus(activating.forward(x), b_a), eps)
+        relevance, absorbed = activating.relevance(x, g_a), op.bias_share(g_a, b_a)
+        if beta:
+            g_b = beta * r / stabilise(_plus(inhibiting.forward(x), b_b), eps)
+            relevance = relevance - inhibiting.relevance(x, g_b)
+            share = op.bias_share(g_b, b_b)
+            absorbed = absorbed if absorbed is None or share is None else absorbed - share
+        return relevance, absorbed
+
+    return backward
+
+
+@linear_rule("gamma")
+def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
+    """Generalised gamma rule.
+
+    Where z > 0: weights w + γw⁺ on x⁺, w + γw⁻ on x⁻, bias b + γb⁺; where z < 0: w + γw⁻ on x⁺, w + γw⁺ on x⁻, bias
+    b + γb⁻; z = 0 gives 0. The sign test uses the unmodified z.
+    """
+    weight = _weight(op, "gamma")
+    more, less = weight + gamma * weight.clamp(min=0), weight + gamma * weight.clamp(max=0)
+    above = _Signed(op, more, less)
+    below = None if op.positive_support else _Signed(op, less, more)  # no relevance arrives where z <= 0
+    b_above = b_below = None
+    if not no_bias(op, bias) and op.bias is not None:
+        b_above, b_below = (op.bias + gamma * clamped for clamped in (positive(op.bias), negative(op.bias)))
+
+    def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        g = torch.where(z > 0, r, 0.0) / stabilise(_plus(above.forward(x), b_above), eps)
+        relevance, absorbed = above.relevance(x, g), op.bias_share(g, b_above)
+        if below is not None:
+            g = torch.where(z < 0, r, 0.0) / stabilise(_plus(below.forward(x), b_below), eps)
+            relevance = relevance + below.relevance(x, g)
+            share = op.bias_share(g, b_below)
+            absorbed = absorbed if absorbed is None or share is None else absorbed + share
+        return relevance, absorbed
+
+    return backward
+
+
+@linear_rule("z-box", zeros="lost")
+def z_box(
+    op: Linear,
+    *,
+    low: float | Sequence[float] | None = None,
+    high: float | Sequence[float] | None = None,
+    eps: float = EPS,
+) -> LinearBackward:
+    """z' = f(x) − f⁺(l) − f⁻(h); x ⊙ W^T g − l ⊙ W⁺^T g − h ⊙ W⁻^T g with g = R / s(z').
+
+    l and h, the lowest and highest possible input, come from the engine (`Linear.bounds`), which carries `low` and
+    `high` (or the model's preprocessing) from the model's input to x. The bias cancels out of z'.
+    """
+    weight = _weight(op, "z-box")
+    if op.bounds is None:
+        raise RuleError(
+            "z-box needs the lowest and highest input: the model has no preprocessing metadata, so give them, "
+            "e.g. composite('epsilon-gamma-box', low=-3.0, high=3.0) or --low -3 --high 3"
+        )
+    low_x, high_x = op.bounds
+    up, down = weight.clamp(min=0), weight.clamp(max=0)
+    cache: dict[tuple[int, ...], Tensor] = {}  # the constant part of z', by input shape
+
+    def constant(x: Tensor) -> Tensor:
+        key = tuple(x.shape[1:])
+        if key not in cache:
+            l, h = (bound.expand(1, *key) for bound in (low_x, high_x))  # noqa: E741 - the formula's name
+            cache[key] = op.forward(l, up) + op.forward(h, down)
+        return cache[key]
+
+    def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        g = r / stabilise((z if op.bias is None else z - op.bias) - constant(x), eps)
+        relevance = x * op.transpose(g, weight, x.shape)
+        relevance = relevance - low_x * op.transpose(g, up, x.shape)
+        return relevance - high_x * op.transpose(g, down, x.shape), None
+
+    return backward
+
+
+@linear_rule("w-square", needs=("inputs",), zeros="lost")
+def w_square(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
+    """w² in place of x·w, b² in the denominator."""
+    weight = _weight(op, "w-square") ** 2
+    b = None if no_bias(op, bias) or op.bias is None else op.bias**2
+
+    def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        g = r / stabilise(_plus(op.forward(torch.ones_like(x[:1]), weight), b), eps)
+        return op.transpose(g, weight, x.shape), op.bias_share(g, b)
+
+    return backward
+
+
+@linear_rule("flat", needs=("inputs",), zeros="lost")
+def flat(op: Linear, *, eps: float = EPS) -> LinearBackward:
+    """Ones in place of w and x, no bias: relevance spreads evenly over each window (its taps inside the input)."""
+    ones = torch.ones_like(_weight(op, "flat"))
+
+    def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        g = r / stabilise(op.forward(torch.ones_like(x[:1]), ones), eps)
+        return op.transpose(g, ones, x.shape), None
+
+    return backward
+
+
+@linear_rule("hudd")
+def hudd(op: Linear, *, eps: float = 1e-9) -> LinearBackward:
+    """The HUDD toolset's rules: dense layers z-plus on the weights with x as it is; convolutions x ⊙ W^T(R / (z + eps))."""
+    weight = _weight(op, "hudd")
+    if weight.ndim > 2:
+
+        def convolution(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+            g = r / (z + eps)
+            return x * op.transpose(g, weight, x.shape), op.bias_share(g, op.bias)
+
+        return convolution
+    up = weight.clamp(min=0)
+
+    def dense(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        return x * op.transpose(r / (op.forward(x, up) + eps), up, x.shape), None
+
+    return dense

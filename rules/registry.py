@@ -1,0 +1,143 @@
+"""What a relevance rule is: a factory called once per node, giving the function that is called once per batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lrp_onnx.errors import RuleError
+from lrp_onnx.ops import Linear, Site
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The tensors of one node in one backward pass.
+
+    Attributes
+    ----------
+    inputs, outputs : sequence of Tensor or None
+        Activations by position; None where the rule said that it does not need them.
+    shapes : sequence of tuple of int or None
+        Shapes of the inputs by position.
+    relevance : sequence of Tensor or None
+        Relevance of the outputs by position; None where nothing arrived.
+    """
+
+    inputs: Sequence[Tensor | None]
+    outputs: Sequence[Tensor | None]
+    shapes: Sequence[Sequence[int] | None]
+    relevance: Sequence[Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """What a node hands on: relevance for each active input, and what its bias absorbed, (N,), if it has one."""
+
+    inputs: Sequence[Tensor]
+    bias: Tensor | None = None
+
+
+Backward = Callable[[Call], Shares]
+Zeros = Literal["kept", "moved", "lost"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A named rule.
+
+    Attributes
+    ----------
+    build : callable
+        (site, **parameters) -> Backward; modified weights are computed here, once.
+    needs : frozenset of {"inputs", "outputs", "extras"}
+        The activations that the rule reads: the active inputs, the outputs, or only the other inputs that are not
+        constants (indices, say). Shapes are always there.
+    zeros : "kept", "moved" or "lost"
+        Whether the relevance of an input element is zero where the element itself is zero: always; if the same holds
+        for the output; or not. Behind a ReLU this tells the rule below that relevance arrives only where z > 0.
+    parameters : tuple of str
+        Names that the rule takes.
+    """
+
+    name: str
+    build: Callable[..., Backward]
+    needs: frozenset[str]
+    zeros: Zeros
+    parameters: tuple[str, ...]
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(
+    name: str, *, needs: Sequence[str] = ("inputs", "outputs"), zeros: Zeros = "lost"
+) -> Callable[[Callable[..., Backward]], Callable[..., Backward]]:
+    """Register a rule: the decorated function takes a `Site` and keyword parameters and gives a `Backward`."""
+
+    def register(build: Callable[..., Backward]) -> Callable[..., Backward]:
+        RULES[name] = Rule(name, build, frozenset(needs), zeros, _parameters(build))
+        return build
+
+    return register
+
+
+LinearBackward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+
+def linear_rule(
+    name: str, *, needs: Sequence[str] = ("inputs", "outputs"), zeros: Zeros = "kept"
+) -> Callable[[Callable[..., LinearBackward]], Callable[..., LinearBackward]]:
+    """Register a rule for linear ops.
+
+    The decorated function takes a `Linear` and keyword parameters, and gives a function of x, z and the relevance R of
+    z, which gives the relevance of x and what the bias absorbed.
+    """
+
+    def register(build: Callable[..., LinearBackward]) -> Callable[..., LinearBackward]:
+        def build_for_site(site: Site, **parameters: Any) -> Backward:
+            if site.linear is None:
+                raise RuleError(
+                    f"{site.node}: rule '{name}' is for linear ops with weights; choose another rule for this op"
+                )
+            return on_linear(site, build(site.linear, **parameters))
+
+        RULES[name] = Rule(name, build_for_site, frozenset(needs), zeros, _parameters(build))
+        return build
+
+    return register
+
+
+def on_linear(site: Site, backward: LinearBackward) -> Backward:
+    """Lift a function of (x, z, R) to the node's `Call`."""
+    position = site.active[0]
+
+    def call_backward(call: Call) -> Shares:
+        x, z, r = call.inputs[position], call.outputs[0], call.relevance[0]
+        relevance, absorbed = backward(x, z, r)  # type: ignore[arg-type]  # None only where the rule does not read it
+        return Shares([relevance], absorbed)
+
+    return call_backward
+
+
+def _parameters(build: Callable[..., Any]) -> tuple[str, ...]:
+    signature = inspect.signature(build)
+    return tuple(p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def find(name: str) -> Rule:
+    """The rule of that name; RuleError with the known names otherwise."""
+    try:
+        return RULES[name]
+    except KeyError:
+        raise RuleError(f"no rule is named '{name}'; known: {', '.join(sorted(RULES))}") from None
+
+
+def no_bias(op: Linear, bias: str) -> bool:
+    """Whether the rule is to leave the bias out; checks the parameter."""
+    if bias not in ("absorb", "ignore"):
+        raise RuleError(f"bias must be 'absorb' or 'ignore', not '{bias}'")
+    return bias == "ignore" or op.bias is None

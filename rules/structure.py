@@ -1,0 +1,153 @@
+"""Relevance rules for everything that is not linear with weights: pass, sums, maxima, routing, products, attention.
+
+Source for products, Softmax and normalisations: Achtibat et al. 2024 (AttnLRP).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrp_onnx.errors import RuleError
+from lrp_onnx.ops import Site, run, unbroadcast
+from lrp_onnx.rules.linear import EPS, epsilon, stabilise
+from lrp_onnx.rules.registry import Backward, Call, Shares, on_linear, rule
+
+
+def _tensor(value: Tensor | None) -> Tensor:
+    assert value is not None, "the walk gives a rule what it needs"
+    return value
+
+
+def _arrived(call: Call) -> Tensor:
+    return _tensor(call.relevance[0])
+
+
+@rule("pass", needs=(), zeros="moved")
+def pass_on(site: Site) -> Backward:
+    """R as it is (summed back to the input's shape where the op broadcast it)."""
+    position = site.active[0]
+    if len(site.active) > 1:
+        raise RuleError(f"{site.node}: rule 'pass' wants one active input, this node has {len(site.active)}")
+
+    def backward(call: Call) -> Shares:
+        shape = call.shapes[position]
+        return Shares([_arrived(call) if shape is None else unbroadcast(_arrived(call), shape)])
+
+    return backward
+
+
+@rule("norm", zeros="kept")
+def norm(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
+    """epsilon on an op without weights: each input takes its signed part x_i / s(z) of the relevance.
+
+    What a constant adds to the sum counts as a bias.
+    """
+    if site.linear is not None:
+        return on_linear(site, epsilon(site.linear, eps=eps, bias=bias))
+    has_constant = bool(site.constants)
+    ignore = has_constant and bias == "ignore"
+
+    def backward(call: Call) -> Shares:
+        z, inputs = call.outputs[0], call.inputs
+        assert z is not None
+        if ignore:
+            only = [torch.zeros_like(site.constants[p]) if p in site.constants else x for p, x in enumerate(inputs)]
+            (z,) = run(site.node, site.op, only)
+        g = _arrived(call) / stabilise(z, eps)
+        flows = site.adjoint(call, [g])
+        shares = [_tensor(inputs[p]) * flow for p, flow in zip(site.active, flows, strict=True)]
+        if ignore or not has_constant:
+            return Shares(shares)
+        taken = sum(share.flatten(1).sum(1) for share in shares)
+        return Shares(shares, (g * z).flatten(1).sum(1) - taken)
+
+    return backward
+
+
+@rule("winner-takes-all", needs=("inputs",), zeros="moved")
+def winner_takes_all(site: Site) -> Backward:
+    """All relevance to the element that won, ties to the first: the gradient of a maximum."""
+    return lambda call: Shares(site.vjp(call.inputs, call.relevance))
+
+
+@rule("route", needs=("extras",), zeros="moved")
+def route(site: Site) -> Backward:
+    """The exact transpose of an op that only moves elements."""
+    return lambda call: Shares(site.adjoint(call, call.relevance))
+
+
+@rule("product", needs=(), zeros="moved")
+def product(site: Site, *, gate: str = "half") -> Backward:
+    """Mul: by a constant, pass; of two activations, R/2 each (AttnLRP).
+
+    gate="signal" gives all to the other side where one side is a gate, the output of a Sigmoid or Softmax.
+    """
+    if gate not in ("half", "signal"):
+        raise RuleError(f"gate must be 'half' or 'signal', not '{gate}'")
+    signals = [p for p in site.active if p not in site.gates]
+    winners = signals if gate == "signal" and signals else list(site.active)
+
+    def backward(call: Call) -> Shares:
+        r = _arrived(call) / len(winners)
+        zero = torch.zeros_like(r)
+        return Shares([unbroadcast(r if p in winners else zero, call.shapes[p] or ()) for p in site.active])
+
+    return backward
+
+
+@rule("quotient", needs=(), zeros="moved")
+def quotient(site: Site) -> Backward:
+    """Div: all relevance to the numerator."""
+    if site.active != (0,):
+        raise RuleError(f"{site.node}: its numerator does not depend on the input; choose --rule Div=gradient or pass")
+    return pass_on(site)
+
+
+@rule("bilinear", zeros="kept")
+def bilinear(site: Site, *, eps: float = EPS) -> Backward:
+    """MatMul or Einsum of several activations: an equal share of R to each, through epsilon (AttnLRP)."""
+
+    def backward(call: Call) -> Shares:
+        g = _arrived(call) / (len(site.active) * stabilise(_tensor(call.outputs[0]), eps))
+        flows = site.vjp(call.inputs, [g])
+        return Shares([_tensor(call.inputs[p]) * flow for p, flow in zip(site.active, flows, strict=True)])
+
+    return backward
+
+
+@rule("softmax", zeros="kept")
+def softmax(site: Site) -> Backward:
+    """x ⊙ (R − softmax·ΣR) along the op's axis (AttnLRP)."""
+    axis = site.node.attributes.get("axis", -1)
+
+    def backward(call: Call) -> Shares:
+        r = _arrived(call)
+        return Shares([_tensor(call.inputs[0]) * (r - _tensor(call.outputs[0]) * r.sum(dim=axis, keepdim=True))])
+
+    return backward
+
+
+@rule("held-scale", zeros="kept")
+def held_scale(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
+    """Normalisation with 1/std held constant, so that it is linear in x, through epsilon (AttnLRP)."""
+    op = site.op
+    if op is None or op.family != "normalisation":
+        raise RuleError(f"{site.node}: rule 'held-scale' is for normalisations")
+
+    def backward(call: Call) -> Shares:
+        rest = [site.constants.get(p, call.inputs[p]) for p in range(1, len(call.inputs))]
+
+        def frozen(x: Tensor) -> Tensor:
+            return op.forward(x, *rest, **site.node.attributes, hold_scale=True)  # type: ignore[return-value]
+
+        x, z = _tensor(call.inputs[0]), _tensor(call.outputs[0])
+        _, pull = torch.func.vjp(frozen, x)
+        if bias == "ignore":
+            _, z = torch.func.jvp(frozen, (x,), (x,))
+        g = _arrived(call) / stabilise(z, eps)
+        share = x * pull(g)[0]
+        absorbed = None if bias == "ignore" else (g * z).flatten(1).sum(1) - share.flatten(1).sum(1)
+        return Shares([share], absorbed)
+
+    return backward
