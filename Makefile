@@ -29,7 +29,8 @@ bench: $(VENV)/.dev
 
 # A stamp is written only after pip succeeded, so an interrupted set-up is taken up again by the next call.
 $(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(BIN)/pip
-	$(BIN)/pip install --quiet --editable ".[$*]"
+	@echo "Installing lrp-onnx[$*] into $(VENV); the first time takes minutes and gigabytes (PyTorch, TensorFlow)."
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable ".[$*]"
 	@touch $@
 
 $(BIN)/pip:

@@ -23,8 +23,10 @@ class Request:
     weights: Path | None = None
     shapes: tuple[tuple[int, ...], ...] | None = None
     examples: tuple[np.ndarray, ...] | None = None
+    picture: tuple[int, ...] | None = None  # shape of what the preprocessing gives
     trust_pickle: bool = False
     seed: int = 0
+    owned: bool = False  # the source was made here, not handed over by the caller
 
     @property
     def path(self) -> Path | None:
@@ -35,12 +37,20 @@ class Request:
         """Shapes of one sample of every input; ConversionError when the caller gave none and `wanted` needs them."""
         if self.examples is not None:
             return tuple(example.shape[1:] for example in self.examples)
-        if self.shapes is None:
+        if self.shapes is not None:
+            return self.shapes
+        if self.picture is None:
             raise ConversionError(
                 f"{wanted} does not say what its input looks like; give input_shape (one sample, without the batch "
                 f"dimension, such as 3,224,224) or an example input"
             )
-        return self.shapes
+        return (self.picture,)
+
+    def dtypes(self, default: Any, count: int) -> list[np.dtype[Any]]:
+        """Dtypes of the inputs: the examples' or `default`."""
+        if self.examples is not None:
+            return [example.dtype for example in self.examples]
+        return [np.dtype(default)] * count
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConversionError(
-            f'{purpose} needs {module.split(".")[0]}, which does not import here ({one_line(error)}): '
+            f"{purpose} needs {module.split('.')[0]}, which does not import here ({one_line(error)}): "
             f'pip install "lrp-onnx[{extra}]"'
         ) from error
 

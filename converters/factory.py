@@ -24,7 +24,7 @@ def is_factory(text: str) -> bool:
     return _FORM.fullmatch(text) is not None and not Path(text).exists()
 
 
-def build(text: str) -> Any:
+def build(text: str, seed: int) -> Any:
     """
     Import the module and call the factory without arguments.
 
@@ -33,6 +33,8 @@ def build(text: str) -> Any:
     text : str
         `package.module:factory` or `path/to/file.py:factory`. The factory is a function or class; a model object
         that the module already holds is returned as it is.
+    seed : int
+        Seeds the random weights of a PyTorch factory; the caller's random state stays as it was.
 
     Raises
     ------
@@ -52,7 +54,8 @@ def build(text: str) -> Any:
             factory = getattr(factory, part)
         if not (inspect.isroutine(factory) or inspect.isclass(factory)):
             return factory
-        return _call(factory, text)
+        with _seeded(seed):
+            return _call(factory, text)
 
 
 def _import(module_name: str, text: str) -> ModuleType:
@@ -83,6 +86,18 @@ def _call(factory: Callable[[], Any], text: str) -> Any:
             f"{text}: calling the factory without arguments failed, {one_line(error)}; "
             "name a function that takes none and returns the model"
         ) from error
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    if "torch" not in sys.modules:
+        yield
+        return
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _offers(module: ModuleType) -> str:

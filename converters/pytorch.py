@@ -46,7 +46,7 @@ def load_object(request: Request, model: Any = None) -> Loaded:
     if isinstance(model, torch.export.ExportedProgram):
         return _load_exported(request, model)
     if not isinstance(model, torch.nn.Module):
-        raise ConversionError(f"a {type(model).__name__} is not a model; expected a torch.nn.Module or exported program")
+        raise ConversionError(f"a {type(model).__name__} is no model; expected a torch.nn.Module or exported program")
     module, notes = pytorch_load.private_copy(model, request)
     inputs = _module_inputs(request, module)
     run = _runner(module)
@@ -98,7 +98,8 @@ def _load_exported(request: Request, program: torch.export.ExportedProgram) -> L
     routes = [Route("exported program as it is", lambda: _to_onnx(program, (), *io_names), batch)]
     if batch is not None:
         # Traced for one batch size only; a second trace often frees it.
-        routes.insert(0, Route("exported program, batch freed", lambda: _export_current(module, examples, *io_names)))
+        freed = _examples(inputs, batch=2)
+        routes.insert(0, Route("exported program, batch freed", lambda: _export_current(module, freed, *io_names)))
     return Loaded("pytorch", torch.__version__, inputs, tuple(routes), run, batch)
 
 
@@ -109,6 +110,8 @@ def _unguarded(program: torch.export.ExportedProgram) -> torch.nn.Module:
 
 
 def _module_inputs(request: Request, module: torch.nn.Module) -> tuple[InputSpec, ...]:
+    import torch
+
     shapes = request.sample_shapes(f"{type(module).__name__} (PyTorch)")
     if len(shapes) == 1:
         names = ["input"]
@@ -119,19 +122,14 @@ def _module_inputs(request: Request, module: torch.nn.Module) -> tuple[InputSpec
             names = []
         if len(set(names)) != len(shapes):
             names = [f"input_{index}" for index in range(len(shapes))]
-    if request.examples is not None:
-        dtypes = [example.dtype for example in request.examples]
-    else:
-        floating = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
-        dtypes = [_numpy_dtype(next(floating, None))] * len(shapes)
+    floating = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    dtypes = request.dtypes(_numpy_dtype(next(floating, torch.float32)), len(shapes))
     return tuple(InputSpec(*spec) for spec in zip(names, shapes, dtypes, strict=True))
 
 
-def _numpy_dtype(dtype: torch.dtype | None) -> np.dtype[Any]:
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
     import torch
 
-    if dtype is None or dtype is torch.bfloat16:
-        return np.dtype(np.float32)
     return torch.empty(0, dtype=dtype).numpy().dtype
 
 
@@ -187,7 +185,8 @@ def _export_current(
 
     batch = torch.export.Dim("batch")
     with _random_state_kept(), torch.no_grad():
-        program = torch.export.export(module, examples, dynamic_shapes=tuple({0: batch} for _ in examples), strict=False)
+        shapes = tuple({0: batch} for _ in examples)
+        program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
     return _to_onnx(program, examples, inputs, outputs)
 
 
@@ -220,18 +219,17 @@ def _export_older(
     import torch
 
     file = io.BytesIO()
-    newer = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    options: dict[str, Any] = {
+        "opset_version": _OLDER_OPSET,
+        "input_names": inputs,
+        "output_names": outputs,
+        "dynamic_axes": {} if batch else {name: {0: "batch"} for name in (*inputs, *outputs)},
+    }
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
+        options["dynamo"] = False
+    export: Any = torch.onnx.export  # its annotations are the newer exporter's, which takes no file object
     with _random_state_kept(), torch.no_grad():
-        torch.onnx.export(
-            module,
-            examples,
-            file,
-            opset_version=_OLDER_OPSET,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_axes={} if batch else {name: {0: "batch"} for name in (*inputs, *outputs)},
-            **newer,
-        )
+        export(module, examples, file, **options)
     return onnx.load_from_string(file.getvalue())
 
 

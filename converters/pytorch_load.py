@@ -23,7 +23,9 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
 # How torch's restricted unpickler says that a file wants a class or function it does not allow.
 _FOREIGN_CLASS = ("nsupported global", "nsupported class", "not an allowed global", "GLOBAL")
-_NEEDS_FACTORY = "it holds weights without an architecture; give the architecture as module:factory and this file as weights"
+_NEEDS_FACTORY = (
+    "it holds weights without an architecture; give the architecture as module:factory and this file as weights"
+)
 
 
 def read_model(path: Path, trust_pickle: bool) -> Any:
@@ -109,7 +111,7 @@ def _torch_load(path: Path, trust_pickle: bool, content: str) -> Any:
     except pickle.UnpicklingError as error:
         if any(sign in str(error) for sign in _FOREIGN_CLASS):
             raise ConversionError(f"{path}: {_refusal(content)}") from error
-        raise ConversionError(f"{path} is not a file that PyTorch can read: it is damaged or of another kind") from error
+        raise ConversionError(f"{path} is no file that PyTorch can read: damaged or of another kind") from error
     except Exception as error:
         raise ConversionError(f"{path} is not a file that PyTorch can read: {one_line(error)}") from error
     finally:
@@ -181,9 +183,8 @@ def load_weights(module: torch.nn.Module, path: Path, trust_pickle: bool) -> Non
         raise ConversionError(f"weights {path} do not fit {type(module).__name__}: {one_line(error)}") from error
     # Counters of BatchNorm: files written before PyTorch 0.4.1 lack them, and inference does not use them.
     missing = [key for key in unmatched.missing_keys if not key.endswith("num_batches_tracked")]
-    problems = [
-        f"{what}: {some(keys)}" for what, keys in (("missing", missing), ("unexpected", unmatched.unexpected_keys)) if keys
-    ]
+    fields = {"missing": missing, "unexpected": unmatched.unexpected_keys}
+    problems = [f"{what}: {some(keys)}" for what, keys in fields.items() if keys]
     if problems:
         raise ConversionError(f"weights {path} do not fit {type(module).__name__}: {'; '.join(problems)}")
 

@@ -28,7 +28,7 @@ def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Te
         array = array.astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the array may be read-only; we never write to it
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = torch.from_numpy(np.asarray(array, order="C"))
     if tensor.is_floating_point():
         return tensor.to(device=device, dtype=dtype)
     return tensor
@@ -47,7 +47,7 @@ class OnnxRuntimeForward:
         # protobuf merges concatenated messages: this appends the outputs without another copy of the weights
         payload = graph.model.SerializeToString() + extra.SerializeToString()
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised below
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to torch
         try:
             self._session = ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])

@@ -35,7 +35,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Shares:
-    """What a node hands on: relevance for each active input, and what its bias absorbed, (N,), if it has one."""
+    """What a node hands on: relevance for each active input, and how much its bias absorbed, if it has one."""
 
     inputs: Sequence[Tensor]
     bias: Tensor | None = None

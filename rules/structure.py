@@ -59,8 +59,7 @@ def norm(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
         shares = [_tensor(inputs[p]) * flow for p, flow in zip(site.active, flows, strict=True)]
         if ignore or not has_constant:
             return Shares(shares)
-        taken = sum(share.flatten(1).sum(1) for share in shares)
-        return Shares(shares, (g * z).flatten(1).sum(1) - taken)
+        return Shares(shares, (g * z).sum() - sum(share.sum() for share in shares))
 
     return backward
 
@@ -147,7 +146,7 @@ def held_scale(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backwar
             _, z = torch.func.jvp(frozen, (x,), (x,))
         g = _arrived(call) / stabilise(z, eps)
         share = x * pull(g)[0]
-        absorbed = None if bias == "ignore" else (g * z).flatten(1).sum(1) - share.flatten(1).sum(1)
+        absorbed = None if bias == "ignore" else (g * z).sum() - share.sum()
         return Shares([share], absorbed)
 
     return backward

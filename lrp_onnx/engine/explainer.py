@@ -25,7 +25,7 @@ DEFAULT_COMPOSITE = "epsilon-plus-flat"
 
 @dataclass(frozen=True, eq=False)
 class NodeBalance:
-    """Relevance of one node, a value for each sample (N,): what arrived, what was handed on, what its bias absorbed.
+    """Relevance of one node, summed over the batch: what arrived, what was handed on, what its bias absorbed.
 
     What is left, `remainder`, went into the stabiliser (or, for a rule that does not conserve, was lost).
     """
@@ -234,11 +234,7 @@ class Explainer:
 
 
 def _balance(step: Step, arrived: Sequence[Tensor | None], shares: rules.Shares) -> NodeBalance:
-    came = _total([r for r in arrived if r is not None])
+    came = torch.stack([r.sum() for r in arrived if r is not None]).sum()
+    handed = torch.stack([share.sum() for share in shares.inputs]).sum()
     bias = torch.zeros_like(came) if shares.bias is None else shares.bias
-    return NodeBalance(step.node.name, step.node.op_type, step.rule, came, _total(shares.inputs), bias)
-
-
-def _total(tensors: Sequence[Tensor]) -> Tensor:
-    """Sum over everything but the batch, (N,)."""
-    return torch.stack([t.sum(dim=list(range(1, t.ndim))) for t in tensors]).sum(0)
+    return NodeBalance(step.node.name, step.node.op_type, step.rule, came, handed, bias)

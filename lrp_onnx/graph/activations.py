@@ -11,7 +11,7 @@ import onnx_ir as ir
 from scipy import special
 
 from lrp_onnx.graph.regions import ELEMENTWISE, constants, entries, evaluate, gelu, gelu_tanh, softplus
-from lrp_onnx.graph.values import add_constant, is_float, is_op, rank, replace
+from lrp_onnx.graph.values import add_constant, is_available, is_float, is_op, rank, replace
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class RecogniseActivations(ir.passes.InPlacePass):
 
 def _rewrite(model: ir.Model, node: ir.Node, order: dict[ir.Node, int]) -> ir.Node | None:
     output = node.outputs[0]
-    if not is_float(output) or not output.uses() and not output.is_graph_output():
+    if not is_float(output) or (not output.uses() and not output.is_graph_output()):
         return None
     for entry, region in entries(node, order, ELEMENTWISE):
         if len(region) == 1 and not is_op(node, "Max", "Min"):
@@ -67,7 +67,7 @@ def _rewrite(model: ir.Model, node: ir.Node, order: dict[ir.Node, int]) -> ir.No
         if y.shape != _X.shape or y.dtype.kind != "f":
             continue
         match = _match(y, scalars, coarse=output.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE))
-        if match is None:
+        if match is None or not is_available(model, match.op_type):
             continue
         bounds = [
             None

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from lrp_onnx.graph.values import bypass, constant, is_op, rank, replace, set_constant, sole_consumer
+from lrp_onnx.graph.values import add_constant, bypass, constant, is_op, rank, replace, set_constant, sole_consumer
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+_FUSED = "_fused"
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,13 @@ class FuseAffineIntoLinear(ir.passes.InPlacePass):
     1. BatchNormalization directly behind a linear operation: y = s * (W x + b) + t becomes (s W) x + (s b + t).
     2. A constant added or subtracted becomes the bias; MatMul of 2-D tensors becomes Gemm for that.
        (A MatMul of more dimensions has no bias input: there the Add stays.)
-    3. Factors are fused when there is one for each channel, or when such a shift follows (a BatchNormalization in
-       pieces); one factor for all channels is left alone.
-    4. Transposes may stand in between. Nobody else may read the tensors in between; the last one's name is kept.
-    5. BatchNormalization directly before Conv, Gemm or MatMul, read by nothing else, unless padding would see its shift.
+    3. Factors are fused only on the way to such a shift (a BatchNormalization in pieces). A factor alone stays: fusing
+       a tiny layer scale would leave nothing of the linear output beside a rule's stabiliser.
+    4. Transposes, and Reshapes that keep a last axis of channels, may stand in between. Nobody else may read the
+       tensors in between; the last one's name is kept.
+    5. BatchNormalization directly before Conv, Gemm or MatMul, read by nothing else, unless padding sees its shift.
+    6. A factor and a shift for each channel that follow nothing linear become one BatchNormalization.
+    7. What follows a BatchNormalization that stays is fused into its scale and bias in the same way.
 
     Computed in float64, stored in the weights' type.
     """
@@ -37,40 +41,86 @@ class FuseAffineIntoLinear(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for node in list(model.graph):
-            while _fuse_next(model, node):
+            while _fuse_next(node):
                 modified = True
         for node in list(model.graph):
-            if is_op(node, "BatchNormalization") and node.graph is not None and _fuse_into_next(model, node):
+            modified |= node.graph is not None and _recompose(model, node)
+        for node in list(model.graph):
+            if is_op(node, "BatchNormalization") and node.graph is not None and _fuse_into_next(node):
                 modified = True
         return ir.passes.PassResult(model, modified)
 
 
-def _fuse_next(model: ir.Model, linear: ir.Node) -> bool:
+def _fuse_next(linear: ir.Node) -> bool:
     """Fuse the operation behind `linear` into it, if that can be done."""
-    if not _is_linear(linear):
+    if not _is_linear(linear) and not _is_batch_norm(linear):
         return False
     output = linear.outputs[0]
     dims = rank(output)
     weight = constant(linear.inputs[1])
     if dims is None or weight is None:
         return False
-    axis = 1 if linear.op_type in _CONVOLUTIONS else dims - 1
+    axis = dims - 1 if linear.op_type in ("Gemm", "MatMul") else 1
     channels = _channels(linear, weight)
     after = sole_consumer(output)
-    while is_op(after, "Transpose"):
-        assert after is not None
-        axis = list(after.attributes.get_ints("perm", list(range(dims))[::-1])).index(axis)
+    between: list[ir.Value] = []
+    while after is not None and (moved := _channel_axis_behind(after, axis, dims, channels)) is not None:
+        axis, dims = moved
+        between.append(output)
         output = after.outputs[0]
         after = sole_consumer(output)
     affine = _affine(after, output, axis, dims, channels)
     if after is None or affine is None:
         return False
-    if not (_by_channel(after) or _shifts(after) or _leads_to_shift(after, axis, dims, channels)):
+    if not (_shifts(after) or _leads_to_shift(after, axis, dims, channels)):
         return False
-    if not _scale_outputs(model, linear, affine):
+    if not _scale_outputs(linear, affine):
         return False
     bypass(after, output)
+    for value in between:  # these hold something else than the model's tensors of that name
+        value.name = f"{str(value.name).removesuffix(_FUSED)}{_FUSED}"
     return True
+
+
+def _recompose(model: ir.Model, factor: ir.Node) -> bool:
+    """Make BatchNormalization of a Mul or Div and the Add or Sub behind it."""
+    x = next((value for value in factor.inputs if value is not None and constant(value) is None), None)
+    if x is None or x.shape is None or len(x.shape) < 2 or not is_op(factor, "Mul", "Div"):
+        return False
+    shift, channels, dims = sole_consumer(factor.outputs[0]), x.shape[1], len(x.shape)
+    if (
+        not isinstance(channels, int)
+        or channels == 1
+        or not is_op(shift, "Add", "Sub")
+        or not _by_channel(factor, shift)
+    ):
+        return False
+    first = _affine(factor, x, 1, dims, channels)
+    second = _affine(shift, factor.outputs[0], 1, dims, channels)
+    if first is None or second is None or shift is None:
+        return False
+    base = shift.outputs[0].name
+    named = {"scale": first.scale, "bias": second.shift, "mean": np.zeros(channels), "var": np.ones(channels)}
+    parameters = [add_constant(model.graph, array, f"{base}_{name}", x.dtype) for name, array in named.items()]
+    replace(model, shift, "BatchNormalization", [x, *parameters], {"epsilon": 0.0})
+    model.graph.remove(factor, safe=True)
+    return True
+
+
+def _by_channel(*nodes: ir.Node | None) -> bool:
+    """Whether each node has a constant of more than one element; BatchNormalization has one for each channel."""
+    arrays = [[constant(value) for value in node.inputs] for node in nodes if node is not None]
+    return all(any(array is not None and array.size > 1 for array in found) for found in arrays)
+
+
+def _channel_axis_behind(node: ir.Node, axis: int, dims: int, channels: int) -> tuple[int, int] | None:
+    """Where the channels are, of how many axes, behind a Transpose or a Reshape that keeps the last axis."""
+    if is_op(node, "Transpose"):
+        return list(node.attributes.get_ints("perm", list(range(dims))[::-1])).index(axis), dims
+    shape = node.outputs[0].shape
+    if is_op(node, "Reshape") and axis == dims - 1 and shape is not None and len(shape) and shape[-1] == channels:
+        return len(shape) - 1, len(shape)
+    return None
 
 
 def _is_linear(node: ir.Node) -> bool:
@@ -82,15 +132,11 @@ def _is_linear(node: ir.Node) -> bool:
 
 
 def _channels(linear: ir.Node, weight: np.ndarray) -> int:
-    if linear.op_type == "Conv":
+    if linear.op_type in ("Conv", "BatchNormalization"):
         return weight.shape[0]
     if linear.op_type == "ConvTranspose":
         return weight.shape[1] * linear.attributes.get_int("group", 1)
-    return weight.shape[0 if linear.attributes.get_int("transB", 0) else 1]
-
-
-def _by_channel(node: ir.Node) -> bool:
-    return any(array is not None and array.size > 1 for array in map(constant, node.inputs))
+    return weight.shape[0 if linear.attributes.get_int("transB", False) else 1]
 
 
 def _shifts(node: ir.Node) -> bool:
@@ -130,9 +176,13 @@ def _affine(node: ir.Node | None, source: ir.Value, axis: int, dims: int, channe
     return _Affine(1.0 / vector, zeros)
 
 
+def _is_batch_norm(node: ir.Node) -> bool:
+    return node.graph is not None and is_op(node, "BatchNormalization") and _batch_norm(node) is not None
+
+
 def _batch_norm(node: ir.Node) -> _Affine | None:
     parameters = [constant(value) for value in node.inputs[1:5]]
-    if any(p is None for p in parameters) or node.attributes.get_int("training_mode", 0):
+    if any(p is None for p in parameters) or node.attributes.get_int("training_mode", False):
         return None
     if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         return None
@@ -174,7 +224,7 @@ def _weight(linear: ir.Node) -> np.ndarray:
     return weight * linear.attributes.get_float("alpha", 1.0) if linear.op_type == "Gemm" else weight
 
 
-def _scale_outputs(model: ir.Model, linear: ir.Node, affine: _Affine) -> bool:
+def _scale_outputs(linear: ir.Node, affine: _Affine) -> bool:
     channels = len(affine.scale)
     bias = _bias(linear, channels)
     if bias is None:
@@ -191,13 +241,13 @@ def _scale_outputs(model: ir.Model, linear: ir.Node, affine: _Affine) -> bool:
             factor = affine.scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
             weight = (grouped * factor).reshape(weight.shape)
         else:
-            rows = linear.op_type == "Conv" or linear.attributes.get_int("transB", 0)
+            rows = linear.op_type not in ("Gemm", "MatMul") or linear.attributes.get_int("transB", False)
             weight = weight * affine.scale.reshape([-1] + [1] * (weight.ndim - 1) if rows else [1, -1])
-    _store(model, linear, weight, bias * affine.scale + affine.shift)
+    _store(linear, weight, bias * affine.scale + affine.shift)
     return True
 
 
-def _store(model: ir.Model, linear: ir.Node, weight: np.ndarray | None, bias: np.ndarray) -> None:
+def _store(linear: ir.Node, weight: np.ndarray | None, bias: np.ndarray) -> None:
     value = linear.inputs[1]
     assert value is not None and value.dtype is not None
     base = value.name or linear.outputs[0].name or linear.op_type
@@ -211,16 +261,22 @@ def _store(model: ir.Model, linear: ir.Node, weight: np.ndarray | None, bias: np
     if linear.op_type == "MatMul":
         if not bias.any():
             return
-        linear = replace(model, linear, "Gemm", list(linear.inputs), {})
+        linear.op_type = "Gemm"
     set_constant(linear, 2, bias, f"{base}_bias", value.dtype)
 
 
-def _fuse_into_next(model: ir.Model, norm: ir.Node) -> bool:
+def _fuse_into_next(norm: ir.Node) -> bool:
     """Fuse a BatchNormalization into the one linear operation that reads it, if that is exact."""
     linear = sole_consumer(norm.outputs[0])
     affine = _batch_norm(norm)
     source = norm.inputs[0]
-    if linear is None or affine is None or source is None or not _is_linear(linear) or norm.outputs[0] is not linear.inputs[0]:
+    if (
+        linear is None
+        or affine is None
+        or source is None
+        or not _is_linear(linear)
+        or norm.outputs[0] is not linear.inputs[0]
+    ):
         return False
     weight = _weight(linear)
     bias = _bias(linear, _channels(linear, weight))
@@ -236,14 +292,14 @@ def _fuse_into_next(model: ir.Model, norm: ir.Node) -> bool:
         bias = bias + (taps * per_group[1]).sum(axis=(2, 3)).reshape(-1)
         weight = (taps * per_group[0]).reshape(weight.shape)
     else:
-        if rank(source) != 2 or linear.attributes.get_int("transA", 0):
+        if rank(source) != 2 or linear.attributes.get_int("transA", False):
             return False
-        columns = bool(linear.attributes.get_int("transB", 0))  # (N, K) instead of (K, N)
+        columns = bool(linear.attributes.get_int("transB", False))  # (N, K) instead of (K, N)
         bias = bias + (weight @ affine.shift if columns else affine.shift @ weight)
         weight = weight * (affine.scale if columns else affine.scale[:, None])
     linear.replace_input_with(0, source)
-    _store(model, linear, weight, bias)
-    model.graph.remove(norm, safe=True)
+    _store(linear, weight, bias)
+    norm.graph.remove(norm, safe=True)  # type: ignore[union-attr]
     return True
 
 

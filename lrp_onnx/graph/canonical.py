@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript.optimizer import fold_constants
 
 from lrp_onnx.errors import ModelError
 from lrp_onnx.graph.activations import RecogniseActivations
@@ -14,27 +13,12 @@ from lrp_onnx.graph.layout import ExplicitPads, RemoveDropout, tidy
 from lrp_onnx.graph.model import Node
 from lrp_onnx.graph.norms import RecogniseNorms
 from lrp_onnx.graph.opset import convert_opset
-
-_LARGEST_FOLDED = 2**28  # elements; a weight that is stored as "fill with 0.02" may be as large as any other weight
+from lrp_onnx.graph.shapes import InferShapes, fold
 
 
 class _Names(common.naming.SimpleNameGenerator):
     def generate_node_name(self, node: ir.Node) -> str:
         return node.name or f"{node.op_type}_{node.outputs[0].name}"
-
-
-class _FoldConstants(ir.passes.InPlacePass):
-    """Evaluates what depends on constants and static shapes only; a dynamic dimension stays dynamic."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        result = fold_constants(
-            model,
-            onnx_shape_inference=True,
-            input_size_limit=_LARGEST_FOLDED,
-            output_size_limit=_LARGEST_FOLDED,
-            should_fold=lambda node: True,
-        )
-        return ir.passes.PassResult(model, result.modified)
 
 
 def canonicalise(model: ir.Model) -> tuple[ir.Model, dict[str, Node]]:
@@ -69,18 +53,17 @@ def canonicalise(model: ir.Model) -> tuple[ir.Model, dict[str, Node]]:
 def _canonicalise(model: ir.Model) -> tuple[ir.Model, dict[str, Node]]:
     lift = common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
     clean = ir.passes.Sequential(common.IdentityEliminationPass(), common.RemoveUnusedNodesPass())
-    fold = ir.passes.Sequential(_FoldConstants(), lift, RemoveDropout(), clean)
-    infer = common.ShapeInferencePass(check_type=False, strict_mode=False)
+    names = {value.name for node in model.graph for value in node.outputs}
 
     ir.passes.Sequential(common.InlinePass(), common.RemoveInitializersFromInputsPass(), lift)(model)
     model = convert_opset(model)
     ir.passes.Sequential(
         lift,
-        infer,
-        fold,
+        RemoveDropout(),
+        fold(),
         ExplicitPads(),
         tidy(),
-        fold,
+        clean,
         RecogniseNorms(),
         RecogniseActivations(),
         common.RemoveUnusedNodesPass(),
@@ -89,13 +72,13 @@ def _canonicalise(model: ir.Model) -> tuple[ir.Model, dict[str, Node]]:
         lift,
         clean,
     )(model)
-    cuts = cut_activations(model)
+    cuts = cut_activations(model, names)
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         common.NameFixPass(_Names()),
-        infer,
+        InferShapes(),
         common.CheckerPass(),
     )(model)
     return model, cuts

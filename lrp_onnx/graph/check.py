@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from lrp_onnx.errors import ModelError
 from lrp_onnx.graph.model import Graph, Node, TensorInfo
 
-_LARGEST_PROTO = 2**31 - 1
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 _UNKNOWN_SIZE = 64  # stands in for a dynamic dimension that is not the batch
 
 
-def verify_canonical(graph: Graph, seed: int = 0, batch: int = 2) -> float:
+def verify_canonical(graph: Graph, seed: int = 0, batch: int = 2, *, inner: bool = False) -> float:
     """Largest difference between the outputs of the original and of the canonical model on random inputs.
 
     Where an activation was cut off, the logits are compared if the original has a tensor of that name, otherwise the
@@ -31,6 +32,8 @@ def verify_canonical(graph: Graph, seed: int = 0, batch: int = 2) -> float:
         Seed of the standard normal inputs.
     batch : int
         Size given to a dynamic first dimension.
+    inner : bool
+        Compare every floating-point tensor whose name is in both models, not only the outputs.
 
     Returns
     -------
@@ -46,22 +49,31 @@ def verify_canonical(graph: Graph, seed: int = 0, batch: int = 2) -> float:
         raise ModelError(f"{graph.name}: there is no original model to compare with")
     rng = np.random.default_rng(seed)
     feeds = {name: _random(info, rng, batch) for name, info in graph.inputs.items()}
-    names = list(graph.outputs)
     computed = {output for node in graph.original.graph.node for output in node.output}
-    exposed = [name for name in names if name in graph.cuts and name in computed]
-    sources = [name if name not in graph.cuts or name in exposed else graph.cuts[name].outputs[0] for name in names]
-    wanted = _run(_expose(graph.original, exposed), sources, feeds, graph.name)
-    found = _run(graph.model, names, feeds, graph.name)
+    names = list(graph.outputs)
+    if inner:
+        floats = {name for name, dtype in graph.dtypes.items() if dtype in _FLOATS}
+        names += [name for name in graph.producer if name in computed & floats and name not in graph.outputs]
+    sources = [graph.cuts[name].outputs[0] if name in graph.cuts and name not in computed else name for name in names]
+    wanted = _run(_expose(graph.original, sources), sources, feeds, graph.name)
+    found = _run(_expose(graph.model, names), names, feeds, graph.name)
     worst = 0.0
     for name, source, expected, actual in zip(names, sources, wanted, found, strict=True):
         if source != name:
             actual = _activate(actual, graph.cuts[name])
         if actual.size != expected.size:
             raise ModelError(f"{graph.name}: output '{name}' has shape {actual.shape} instead of {expected.shape}")
-        difference = np.abs(actual.astype(np.float64).reshape(expected.shape) - expected.astype(np.float64))
-        scale = np.abs(expected.astype(np.float64)).max(initial=0.0)
-        worst = max(worst, float(difference.max(initial=0.0) / max(scale, np.finfo(np.float32).tiny)))
+        worst = max(worst, _relative_difference(expected, actual.reshape(expected.shape)))
     return worst
+
+
+def _relative_difference(expected: np.ndarray, actual: np.ndarray) -> float:
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))  # infinities and NaN too
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(a - b)).max(initial=0.0)
+    scale = np.abs(a[np.isfinite(a)]).max(initial=np.finfo(np.float32).tiny)
+    return float("inf") if np.isnan(difference) else float(difference / scale)
 
 
 def _random(info: TensorInfo, rng: np.random.Generator, batch: int) -> np.ndarray:
@@ -90,14 +102,17 @@ def _run(model: onnx.ModelProto, names: list[str], feeds: dict[str, np.ndarray],
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # ONNX Runtime recognises norms and activations itself; then both models would be the same by its doing.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
     def session(source: Any) -> list[np.ndarray]:
         runtime = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         return runtime.run(names, feeds)
 
     try:
-        if model.ByteSize() <= _LARGEST_PROTO:
-            return session(model.SerializeToString())
+        data = _serialise(model)
+        if data is not None:
+            return session(data)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             copy = onnx.ModelProto()
@@ -106,6 +121,14 @@ def _run(model: onnx.ModelProto, names: list[str], feeds: dict[str, np.ndarray],
             return session(str(path))
     except Exception as error:  # ONNX Runtime has its own exception types, all directly below Exception
         raise ModelError(f"{label}: ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
+
+
+def _serialise(model: onnx.ModelProto) -> bytes | None:
+    """The model's bytes, None if there are more than protobuf can write (2 GB)."""
+    try:
+        return model.SerializeToString()
+    except (EncodeError, ValueError):
+        return None
 
 
 def _activate(logits: np.ndarray, activation: Node) -> np.ndarray:

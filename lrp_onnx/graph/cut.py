@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import onnx_ir as ir
 
 from lrp_onnx.graph.model import Node
@@ -11,10 +14,18 @@ _ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 _RESHAPING = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
-def cut_activations(model: ir.Model) -> dict[str, Node]:
+def cut_activations(model: ir.Model, names: Collection[str | None]) -> dict[str, Node]:
     """Make the input of each trailing Softmax, LogSoftmax or Sigmoid the graph output in its place.
 
     Nodes behind the activation that only reshape its result go with it. The output takes the logit tensor's own name.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Is modified.
+    names : collection of str
+        The tensors of the model before conversion. Older Softmax flattens its input, for which the opset converter
+        adds nodes; the logit is looked for before those.
 
     Returns
     -------
@@ -30,7 +41,11 @@ def cut_activations(model: ir.Model) -> dict[str, Node]:
         if not is_op(node, *_ACTIVATIONS):
             continue
         assert node is not None
+        attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
         logit = node.inputs[0]
+        if logit is not None and logit.name not in names and (source := _before_flatten(logit)) is not None:
+            logit = source
+            attributes["axis"] = 1
         if logit is None or logit.producer() is None or logit.is_graph_output() or not is_float(logit):
             continue
         outputs[index] = logit
@@ -39,6 +54,18 @@ def cut_activations(model: ir.Model) -> dict[str, Node]:
             op_type=node.op_type,
             inputs=(str(logit.name),),
             outputs=(str(output.name),),
-            attributes={name: attribute.value for name, attribute in node.attributes.items()},
+            attributes=attributes,
         )
     return cuts
+
+
+def _before_flatten(value: ir.Value) -> ir.Value | None:
+    """The (N, C, 1, …) tensor that `value` (N, C) was flattened from, if it was."""
+    node = value.producer()
+    if not is_op(node, "Flatten", "Reshape"):
+        return None
+    assert node is not None
+    source = node.inputs[0]
+    if source is None or source.shape is None or value.shape is None or len(value.shape) != 2:
+        return None
+    return source if list(source.shape)[1:] == [value.shape[1], *[1] * (len(source.shape) - 2)] else None

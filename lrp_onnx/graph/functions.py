@@ -1,4 +1,4 @@
-"""Composite operations that the internal opset lacks, as model-local functions, so that ONNX Runtime still runs them."""
+"""Composite operations that the internal opset lacks, as model-local functions that ONNX Runtime runs as well."""
 
 from __future__ import annotations
 

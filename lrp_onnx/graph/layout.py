@@ -79,10 +79,9 @@ class RemoveDropout(ir.passes.InPlacePass):
 
 
 def tidy() -> ir.passes.PassBase:
-    """Rewrite rules of onnxscript that are exact: zero Pad into Conv, inverse Transposes, `+ 0`, `* 1`, shape arithmetic."""
+    """Rewrite rules of onnxscript that are exact: zero Pad into Conv, inverse Transposes, `+ 0`, `* 1`."""
     return RewritePass(
         [
-            common.materialize_reshape_shape_rule,
             common.no_op_transpose_rule,
             common.transpose_transpose_rule,
             common.no_op_cast_rule,

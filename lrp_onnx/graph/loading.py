@@ -9,18 +9,15 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 from onnx_ir.passes.common import CheckerPass
 
 from lrp_onnx.errors import ModelError
 from lrp_onnx.graph.model import Graph, Node
 
-_WEIGHTED = frozenset(
-    "Conv ConvTranspose Gemm MatMul BatchNormalization InstanceNormalization LayerNormalization GroupNormalization "
-    "RMSNormalization PRelu LSTM GRU RNN".split()
-)
-_LARGEST_PROTO = 2**31 - 1  # bytes that protobuf can serialise at once
+_NORMS = {"BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"}
+_WEIGHTED = _NORMS | {"Conv", "ConvTranspose", "Gemm", "MatMul", "PRelu", "LSTM", "GRU", "RNN"}
 
 
 def load(
@@ -133,7 +130,9 @@ def _load_external(proto: onnx.ModelProto, path: Path) -> list[Path]:
         try:
             load_external_data_for_tensor(tensor, str(path.parent))
         except Exception as error:  # onnx raises ValidationError, ValueError and OSError here
-            raise ModelError(f"{path}: external data of '{tensor.name}' cannot be read: {_first_line(error)}") from error
+            raise ModelError(
+                f"{path}: external data of '{tensor.name}' cannot be read: {_first_line(error)}"
+            ) from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
         files.add(file)
@@ -158,8 +157,10 @@ def _external(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _hash_proto(proto: onnx.ModelProto) -> str:
-    if proto.ByteSize() <= _LARGEST_PROTO:
+    try:
         return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+    except (EncodeError, ValueError):  # over 2 GB
+        pass
     digest = hashlib.sha256()
     for part in (*proto.graph.node, *proto.graph.initializer):
         digest.update(part.SerializeToString(deterministic=True))
@@ -182,8 +183,8 @@ def _own(model: ir.Model) -> ir.Model:
 def _copy(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol:
     assert tensor is not None
     if tensor.dtype == ir.DataType.STRING:
-        return ir.StringTensor(tensor.numpy(), shape=ir.Shape(tensor.shape), name=tensor.name)
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name)
+        return ir.StringTensor(tensor.numpy(), shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 def _require_finite(model: ir.Model, name: str) -> None:
@@ -197,7 +198,9 @@ def _require_finite(model: ir.Model, name: str) -> None:
             raise ModelError(f"{name}: initializer '{key}' holds NaN; the model was trained or exported wrongly")
         readers = {use.node.op_type for use in value.uses()}
         if (low == -float("inf") or high == float("inf")) and readers & _WEIGHTED:
-            raise ModelError(f"{name}: initializer '{key}' holds infinite weights, read by {', '.join(sorted(readers))}")
+            raise ModelError(
+                f"{name}: initializer '{key}' holds infinite weights, read by {', '.join(sorted(readers))}"
+            )
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from lrp_onnx.graph.regions import ELEMENTWISE, REDUCTIONS, constants, entries, evaluate
-from lrp_onnx.graph.values import add_constant, constant, is_float, is_op, rank, replace
+from lrp_onnx.graph.regions import REDUCTIONS, constants, entries, evaluate
+from lrp_onnx.graph.values import add_constant, constant, is_available, is_float, is_op, rank, replace
 
 logger = logging.getLogger(__name__)
 
+# No Clip or Relu: a bound that the samples do not reach would go unnoticed.
+_ARITHMETIC = {"Add", "Cast", "Div", "Exp", "Identity", "Mul", "Neg", "Pow", "Reciprocal", "Sqrt", "Sub", "Sum"}
 _SCALES = np.array([1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0])  # small rows make epsilon count, large ones the rest
 
 
@@ -35,22 +37,23 @@ class RecogniseNorms(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         order = {node: position for position, node in enumerate(model.graph)}
-        op_types = {**ELEMENTWISE, **REDUCTIONS}
         modified = False
         for node in reversed(list(model.graph)):
-            if node.graph is None or not is_op(node, *ELEMENTWISE):
+            if node.graph is None or not is_op(node, *_ARITHMETIC):
                 continue
             output = node.outputs[0]
-            if not is_float(output) or not output.uses() and not output.is_graph_output():
+            if not is_float(output) or (not output.uses() and not output.is_graph_output()):
                 continue
-            for entry, region in entries(node, order, op_types):
+            found = None  # the farthest entry: the second half of a LayerNorm alone is an RMSNorm
+            for entry, region in entries(node, order, _ARITHMETIC | set(REDUCTIONS)):
                 axes = _axes(entry, output, region)
                 match = _match(entry, region, axes) if axes else None
-                if match is not None and axes is not None:
-                    logger.debug("%d nodes up to '%s' are one %s", len(region), output.name, match.op_type)
-                    _emit(model, node, entry, axes, match)
-                    modified = True
-                    break
+                if match is not None and axes is not None and is_available(model, match.op_type):
+                    found = entry, axes, match
+            if found is not None:
+                logger.debug("'%s' is one %s", output.name, found[2].op_type)
+                _emit(model, node, *found)
+                modified = True
         return ir.passes.PassResult(model, modified)
 
 
@@ -73,9 +76,11 @@ def _axes(entry: ir.Value, output: ir.Value, region: list[ir.Node]) -> tuple[int
 
 def _match(entry: ir.Value, region: list[ir.Node], axes: tuple[int, ...]) -> _Match | None:
     assert entry.shape is not None
-    sizes = [entry.shape[axis] if axis in axes else 1 for axis in range(len(entry.shape))]
-    if not all(isinstance(size, int) for size in sizes):
-        return None
+    sizes: list[int] = []  # of one row; 1 where the norm does not reach
+    for axis, size in enumerate(entry.shape):
+        if axis in axes and not isinstance(size, int):
+            return None
+        sizes.append(size if axis in axes and isinstance(size, int) else 1)
     row_axis = next((axis for axis in range(len(sizes)) if axis not in axes), None)
     if row_axis is None or any(
         size != 1 for array in constants(region) for axis, size in _aligned(array, len(sizes)) if axis not in axes
@@ -88,7 +93,7 @@ def _match(entry: ir.Value, region: list[ir.Node], axes: tuple[int, ...]) -> _Ma
     y = evaluate(region, entry, x)
     if y.shape != x.shape or not np.isfinite(y).all():
         return None
-    at_zero = evaluate(region, entry, np.zeros([int(size) for size in sizes]))  # a norm of nothing: its bias
+    at_zero = evaluate(region, entry, np.zeros(sizes))  # a norm of nothing: its bias
     coarse = entry.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
     tolerance = 5e-3 if coarse else 1e-5
     best = min(_candidates(x, y, at_zero, axes, constants(region)), key=lambda match: match.error, default=None)
@@ -148,7 +153,7 @@ def _emit(model: ir.Model, node: ir.Node, entry: ir.Value, axes: tuple[int, ...]
         "", "Transpose", [entry], ir.convenience.convert_attributes({"perm": order}), name=f"{node.name}_last"
     )
     moved = before.outputs[0]
-    moved.name, moved.dtype = f"{output.name}_last", entry.dtype
+    moved.name, moved.type = f"{output.name}_last", entry.type
     moved.shape = ir.Shape([entry.shape[axis] for axis in order])
     model.graph.insert_before(node, before)
     norm = replace(model, node, match.op_type, [moved, *parameters], attributes)
@@ -162,7 +167,7 @@ def _emit(model: ir.Model, node: ir.Node, entry: ir.Value, axes: tuple[int, ...]
         name=f"{node.name}_back",
     )
     outer = after.outputs[0]
-    outer.name, outer.dtype, outer.shape = name, entry.dtype, inner.shape
+    outer.name, outer.type, outer.shape = name, entry.type, inner.shape
     inner.shape = moved.shape
     for user, index in list(inner.uses()):
         if user is not after:

@@ -37,7 +37,9 @@ def convert_opset(model: ir.Model) -> ir.Model:
     except Exception as error:  # the converter raises RuntimeError, the checker and the reader their own
         reason = _first_line(error)
         if version >= OLDEST_USABLE:
-            logger.warning("the model stays at opset %d; it cannot be brought to %d: %s", version, INTERNAL_OPSET, reason)
+            logger.warning(
+                "the model stays at opset %d; it cannot be brought to %d: %s", version, INTERNAL_OPSET, reason
+            )
             return model
         raise ModelError(
             f"the model's opset {version} is too old and cannot be brought to {INTERNAL_OPSET}: {reason}; "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from lrp_onnx.graph.functions import DOMAIN, add_function, is_composite
@@ -39,13 +40,24 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
+def is_available(model: ir.Model, op_type: str) -> bool:
+    """Whether `replace` can emit `op_type` at the model's opset."""
+    if is_composite(op_type):
+        return True
+    try:
+        onnx.defs.get_schema(op_type, model.opset_imports[""], "")
+    except onnx.defs.SchemaError:
+        return False
+    return True
+
+
 def add_constant(graph: ir.Graph, array: np.ndarray, name: str, dtype: ir.DataType | None = None) -> ir.Value:
     """Register `array` as an initializer named `name`, or `name_1`, … if that is taken."""
     taken, unique, count = graph.initializers, name, 0
     while unique in taken:
         count += 1
         unique = f"{name}_{count}"
-    tensor = ir.tensor(np.ascontiguousarray(array.astype(dtype.numpy()) if dtype else array), name=unique)
+    tensor = ir.tensor(np.array(array, dtype=dtype.numpy() if dtype else None, order="C"), name=unique)
     value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
@@ -72,7 +84,7 @@ def replace(
     inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, Any],
 ) -> ir.Node:
-    """Put one new operation in the place of `node`; node name and output name stay, dead inputs are left to clean-up."""
+    """Put one new operation in the place of `node`, whose name and output name stay; clean-up removes dead inputs."""
     composite = is_composite(op_type)
     if composite:
         add_function(model, op_type)

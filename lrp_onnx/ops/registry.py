@@ -101,12 +101,12 @@ class Linear:
     bounds: tuple[Tensor, Tensor] | None = None
 
     def bias_share(self, g: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Relevance that the bias takes: the sum of g ⊙ bias for each sample, (N,)."""
+        """Relevance that the bias takes: the sum of g ⊙ bias."""
         if bias is None:
             return None
-        other = [d for d in range(1, g.ndim) if bias.ndim < g.ndim - d or bias.shape[d - g.ndim] == 1]
-        g = g.sum(dim=other, keepdim=True) if other else g  # reading g once is all this costs
-        return (g * bias).flatten(1).sum(1)
+        other = [d for d in range(g.ndim) if bias.ndim < g.ndim - d or bias.shape[d - g.ndim] == 1]
+        g = g.sum(dim=other, keepdim=True) if other else g  # reading g once is all that this costs
+        return (g * bias).sum()
 
 
 OPS: dict[tuple[str, str], Op] = {}

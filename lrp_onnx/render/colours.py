@@ -231,10 +231,10 @@ def overlay(
     scale = robust_max(relevance, percentile) if vmax is None else vmax
     values = resize_relevance(finite(relevance), *image.shape[:2])
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float64)[..., None]
-    backdrop = 70 + grey * (185 / 255)  # lightened, so that dark reds and blues stand out in shadows too
+    backdrop = 110 + grey * (145 / 255)  # lightened, so that dark reds and blues stand out in shadows too
     scaled = normalise(values, scale)
-    # Opacity tells strong from weak, so the map's weak half, which would only whiten or blacken the image, is left out.
-    heat = to_rgb(np.sign(scaled) * (1 + np.abs(scaled)) / 2, cmap=cmap, vmax=1.0)
+    # Opacity tells strong from weak; the map's own weak and strong ends would only whiten or blacken the image.
+    heat = to_rgb(np.sign(scaled) * (0.5 + 0.3 * np.abs(scaled)), cmap=cmap, vmax=1.0)
     opacity = alpha * np.abs(scaled)[..., None] ** 0.7
     mixed = (1 - opacity) * backdrop + opacity * heat
     return np.rint(mixed).astype(np.uint8)

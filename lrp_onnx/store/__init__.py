@@ -1,6 +1,6 @@
 """The heatmap store: one self-describing HDF5 file that other tools open too."""
 
 from lrp_onnx.store.heatmaps import HeatmapStore, Row
-from lrp_onnx.store.layout import NO_LABEL, LayerInfo, StoreSpec, layer_key
+from lrp_onnx.store.layout import LayerInfo, StoreSpec, layer_key
 
-__all__ = ["NO_LABEL", "HeatmapStore", "LayerInfo", "Row", "StoreSpec", "layer_key"]
+__all__ = ["HeatmapStore", "LayerInfo", "Row", "StoreSpec", "layer_key"]

@@ -35,7 +35,7 @@ def open_file(path: Path, mode: str) -> h5py.File:
     if version > FORMAT_VERSION:
         file.close()
         raise StoreError(f"{path}: format version {version}; this program reads up to {FORMAT_VERSION}: update it")
-    if file.attrs["compress"] in PLUGIN_COMPRESSIONS:
+    if file.attrs.get("compress") in PLUGIN_COMPRESSIONS:
         _plugin(file.attrs["compress"])
     return file
 

@@ -32,6 +32,8 @@ RESULTS: dict[str, tuple[str, float]] = {
     "target": ("int32", -1),
     "done": ("uint8", 0),
 }
+# A scale lists the datasets that use it in an attribute, where HDF5 has room for 64 KiB or some 4080 of them.
+MOST_SCALED_LAYERS = 4000
 AXES = {1: ("feature",), 3: ("channel", "height", "width"), 4: ("channel", "depth", "height", "width")}
 # The words by which netCDF readers know a dimension that has a size but no values.
 NETCDF_DIMENSION = "This is a netCDF dimension but not a netCDF variable. {:10d}"
@@ -205,7 +207,8 @@ def lay_out(file: h5py.File, spec: StoreSpec, filters: Mapping[str, Any] | None 
         dataset = file.create_dataset(
             name, (count, *shape), dtype, chunks=chunks, fill_time="never", dcpl=place, **(filters or {})
         )
-        _attach_scales(file, dataset, ("batch", *axes))
+        if len(spec.layers) <= MOST_SCALED_LAYERS or not name.startswith("layers/"):
+            _attach_scales(file, dataset, ("batch", *axes))
         return dataset
 
     room("attribution", spec.input_shape, "float32", _axes(spec.input_shape))

@@ -176,7 +176,18 @@ def test_samples_from_an_array_file_are_shown_too(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "p" / "overlays" / "00000-data_npy_5.png")), expected)
 
 
-def test_layers_are_drawn_in_the_order_of_execution_whatever_their_shape(tmp_path: Path) -> None:
+def test_layers_are_drawn_in_the_order_of_execution(tmp_path: Path) -> None:
+    def edit(file: h5py.File) -> None:
+        for layer in file["layers"].values():  # red, white, red
+            layer[...] = 0 if layer.attrs["tensor"] == "/pool/out" else 1
+
+    done = render_store(make_store(tmp_path, n=1, edit=edit), tmp_path / "p", images="none", layers="all")
+    sheet = np.asarray(Image.open(done.pictures[0]))
+    colours = [sheet[130, 28 + 202 * cell + 80].tolist() for cell in (1, 2, 3)]
+    assert colours == [[128, 0, 0], [255, 255, 255], [128, 0, 0]]
+
+
+def test_layers_are_drawn_when_asked_for(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     done = render_store(store, tmp_path / "all", images="none", layers="all")
     one = render_store(store, tmp_path / "one", images="none", layers=["/fc/out"])
@@ -225,6 +236,13 @@ def test_wrong_predictions_are_red_and_counted(tmp_path: Path) -> None:
     red = np.array([0xC6, 0x28, 0x28])
     assert [(np.asarray(Image.open(path)) == red).all(axis=2).any() for path in done.sheets] == [True, False, False]
     assert "2 samples, 1 wrong" in done.index.read_text(encoding="utf-8")
+
+
+def test_wrong_predictions_come_first(tmp_path: Path) -> None:
+    done = render_store(make_store(tmp_path, n=4), tmp_path / "p", images="none", cmap="gray", per_class=False)
+    sheet = np.asarray(Image.open(done.sheets[0]))
+    rows, _ = np.nonzero((sheet == [0xC6, 0x28, 0x28]).all(axis=2))
+    assert 0 < rows.min() < rows.max() < sheet.shape[0] * 0.6  # the fourth sample is the wrong one
 
 
 def test_a_regression_store_is_drawn_on_one_sheet(tmp_path: Path) -> None:

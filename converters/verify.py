@@ -1,0 +1,150 @@
+"""Compare a converted model with its source: same random inputs, ONNX Runtime against the source framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from lrp_onnx.converters.base import InputSpec, Loaded, Route, one_line
+from lrp_onnx.errors import ConversionError
+
+if TYPE_CHECKING:
+    from lrp_onnx.preprocess import Preprocess
+
+_FREE_SIZE = 224  # for dimensions that the model leaves free
+_CONSTANT = 1e-5  # outputs that vary by less than this, relative to the largest, barely depend on the input
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Largest absolute difference over all outputs and batches, the same relative to the largest reference output."""
+
+    difference: float
+    relative: float
+    notes: tuple[str, ...] = ()
+
+
+def compare(
+    model: onnx.ModelProto,
+    loaded: Loaded,
+    route: Route,
+    *,
+    examples: Sequence[np.ndarray] | None,
+    preprocess: Preprocess | None,
+    seed: int,
+) -> Agreement:
+    """
+    Run both on two random batches of different size (of the same size when the model only takes one).
+
+    Inputs are uniform over what the preprocessing can produce; without preprocessing normal, with the mean and spread
+    of the example if there is one; integers uniform over the example's range, 0..255 for uint8, else 0 and 1.
+
+    Raises
+    ------
+    ConversionError
+        When ONNX Runtime cannot run the model, or the outputs differ in number or shape or are not finite.
+    """
+    session = _session(model)
+    if loaded.run is None:
+        return Agreement(0.0, 0.0)
+    random = np.random.default_rng(seed)
+    batches = (route.batch, route.batch) if route.batch else (loaded.batch or 1, 3 * (loaded.batch or 1))
+    difference = relative = 0.0
+    constant = True
+    for batch in batches:
+        inputs = [
+            draw(spec, batch, random, None if examples is None else examples[index], preprocess)
+            for index, spec in enumerate(loaded.inputs)
+        ]
+        reference = _in_chunks(loaded.run, inputs, loaded.batch)
+        names = [value.name for value in session.get_inputs()]
+        try:
+            outputs = session.run(None, dict(zip(names, inputs, strict=True)))
+        except Exception as error:
+            raise ConversionError(f"ONNX Runtime fails on a batch of {batch}: {one_line(error)}") from error
+        if [output.shape for output in outputs] != [array.shape for array in reference]:
+            raise ConversionError(
+                f"for a batch of {batch} ONNX Runtime gives outputs of shape {[output.shape for output in outputs]}, "
+                f"the source {[array.shape for array in reference]}"
+            )
+        for output, expected in zip(outputs, reference, strict=True):
+            largest, scale = _difference(output, expected)
+            difference = max(difference, largest)
+            relative = max(relative, largest / scale if scale else largest)
+            constant &= bool(np.ptp(expected.astype(np.float64), axis=0).max(initial=0) <= _CONSTANT * scale)
+    notes = ("the outputs hardly depend on the input, so the comparison says little (untrained weights?)",)
+    return Agreement(difference, relative, notes if constant and batches[-1] > 1 else ())
+
+
+def draw(
+    spec: InputSpec,
+    batch: int,
+    random: np.random.Generator,
+    example: np.ndarray | None = None,
+    preprocess: Preprocess | None = None,
+) -> np.ndarray:
+    """One random batch for one input, of the input's own dtype."""
+    shape = (batch, *_sizes(spec, preprocess))
+    if spec.dtype.kind == "b":
+        return random.integers(0, 2, shape).astype(bool)
+    if spec.dtype.kind in "iu":
+        low, high = (0, 255) if spec.dtype == np.uint8 else (0, 1)
+        if example is not None and example.size:
+            low, high = int(example.min()), int(example.max())
+        return random.integers(low, high, shape, endpoint=True).astype(spec.dtype)
+    if preprocess is not None and len(shape) == 4:
+        lowest, highest = preprocess.bounds()
+        if preprocess.layout == "NCHW":
+            lowest, highest = lowest[:, None, None], highest[:, None, None]
+        return random.uniform(lowest, highest, shape).astype(spec.dtype)
+    mean, spread = 0.0, 1.0
+    if example is not None and example.size > 1:
+        mean, spread = float(example.mean()), float(example.std()) or 1.0
+    return random.normal(mean, spread, shape).astype(spec.dtype)
+
+
+def _sizes(spec: InputSpec, preprocess: Preprocess | None) -> list[int]:
+    own = preprocess.shape if preprocess is not None else ()
+    if len(own) == len(spec.shape):
+        return [size or other for size, other in zip(spec.shape, own, strict=True)]
+    return [size or _FREE_SIZE for size in spec.shape]
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # Spinning threads would fight the source framework for the cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ConversionError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+
+
+def _in_chunks(
+    run: Callable[[Sequence[np.ndarray]], list[np.ndarray]], inputs: Sequence[np.ndarray], size: int | None
+) -> list[np.ndarray]:
+    """Run a source of fixed batch size as often as needed."""
+    count = len(inputs[0])
+    if size is None or size == count:
+        return run(inputs)
+    parts = [run([array[start : start + size] for array in inputs]) for start in range(0, count, size)]
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
+def _difference(output: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Largest absolute difference, largest absolute expected value."""
+    if expected.size == 0:
+        return 0.0, 0.0
+    output, expected = output.astype(np.float64), expected.astype(np.float64)
+    if not np.isfinite(expected).all():
+        raise ConversionError("the source model gives NaN or infinity on random inputs, so nothing can be compared")
+    if not np.isfinite(output).all():
+        raise ConversionError("ONNX Runtime gives NaN or infinity where the source does not")
+    return float(np.abs(output - expected).max()), float(np.abs(expected).max())
