@@ -13,6 +13,7 @@ import onnx
 
 from lrp_onnx.converters import factory, onnx_file, pytorch, tensorflow, verify
 from lrp_onnx.converters.base import Converter, Loaded, Request, Route, one_line
+from lrp_onnx.converters.coexist import order_imports
 from lrp_onnx.converters.quiet import quiet
 from lrp_onnx.errors import ConversionError
 
@@ -116,6 +117,7 @@ def convert(
     pictures = _preprocess(preprocess)
     request = _request(source, weights, input_shape, example, pictures, trust_pickle, seed)
     with quiet():
+        order_imports()
         loaded = _load(request)
         if pictures is not None:
             _check_pictures(loaded, pictures.shape)

@@ -16,6 +16,7 @@ from scipy import special
 from lrp_onnx.graph.values import constant
 
 MAX_NODES = 24
+_PRECISE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 Array = np.ndarray
 
@@ -112,6 +113,8 @@ def entries(
             return
         if len(producer.outputs) != 1 or producer.graph is not node.graph:
             return
+        if producer is not node and producer.op_type == "Cast" and latest.dtype not in _PRECISE:
+            return  # it rounds
         del frontier[latest]
         region.append(producer)
         for value in producer.inputs:

@@ -88,8 +88,8 @@ def same(x: Tensor) -> Tensor:
 
 
 @identity("Dropout")
-def dropout(x: Tensor, *_: Tensor | None, **__: object) -> Tensor:
-    return x  # at inference
+def dropout(x: Tensor, *_: Tensor | None, **__: object) -> tuple[Tensor, Tensor]:
+    return x, torch.ones((), dtype=torch.bool, device=x.device).expand(x.shape)  # at inference the mask keeps all
 
 
 _FLOATS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}

@@ -53,7 +53,7 @@ op("Min", family="max")(partial(_first_wins, torch.lt))
 
 @op("Pow", inputs=(0,))
 def power(x: Tensor, exponent: Tensor) -> Tensor:
-    return torch.pow(x, exponent.to(x) if x.is_floating_point() else exponent)
+    return torch.pow(x, exponent.to(x) if x.is_floating_point() else exponent).to(x.dtype)
 
 
 @op("Mod", inputs=(0,))

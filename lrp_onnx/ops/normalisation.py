@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lrp_onnx.errors import UnsupportedOpError
 from lrp_onnx.ops.registry import op
 
 
@@ -28,6 +29,8 @@ def batch_normalization(
     training_mode: int = 0,
     spatial: int = 1,
 ) -> Tensor:
+    if training_mode:
+        raise UnsupportedOpError("BatchNormalization in training mode: export the model for inference")
     factor = scale / torch.sqrt(variance + epsilon)
     return x * _column(factor, x) + _column(bias - mean * factor, x)
 

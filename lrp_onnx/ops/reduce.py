@@ -46,12 +46,18 @@ def reduce_sum(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_emp
 
 @op("ReduceMax", family="max", inputs=(0,))
 def reduce_max(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return first_maximum(x, _dims(x, axes, noop_with_empty_axes), keepdim=bool(keepdims))
+    dims = _dims(x, axes, noop_with_empty_axes)
+    if not x.is_floating_point():
+        return x.amax(dim=dims, keepdim=bool(keepdims)) if dims else x
+    return first_maximum(x, dims, keepdim=bool(keepdims))
 
 
 @op("ReduceMin", family="max", inputs=(0,))
 def reduce_min(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return -first_maximum(-x, _dims(x, axes, noop_with_empty_axes), keepdim=bool(keepdims))
+    dims = _dims(x, axes, noop_with_empty_axes)
+    if not x.is_floating_point():
+        return x.amin(dim=dims, keepdim=bool(keepdims)) if dims else x
+    return -first_maximum(-x, dims, keepdim=bool(keepdims))
 
 
 @op("ReduceProd", inputs=(0,))

@@ -43,6 +43,8 @@ class Op:
         defaults; gives a tensor or a tuple of tensors.
     inputs : tuple of int, callable or None
         Positions of the inputs that a gradient could flow to (None: all). Shapes, indices and axes are left out.
+    counts_outputs : bool
+        `forward` also takes `outputs`, the number of outputs that the node has.
     detached : tuple of int
         Positions that LRP holds constant as long as another input is active (the denominator of Div).
     linear : callable or None
@@ -56,6 +58,7 @@ class Op:
     family: Family
     forward: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: tuple[int, ...] | Callable[[Node], tuple[int, ...]] | None = None
+    counts_outputs: bool = False
     detached: tuple[int, ...] = ()
     linear: LinearBuilder | None = None
     adjoint: Callable[..., Sequence[Tensor]] | None = None
@@ -202,7 +205,8 @@ def run(node: Node, op: Op | None, inputs: Sequence[Tensor | None]) -> tuple[Ten
     if op is None:
         raise UnsupportedOpError(f"{node}: no forward pass in torch is known for op '{label(node)}'")
     try:
-        result = op.forward(*inputs, **node.attributes)
+        counted = {"outputs": len(node.outputs)} if op.counts_outputs else {}
+        result = op.forward(*inputs, **node.attributes, **counted)
     except TypeError as error:
         raise UnsupportedOpError(f"{node}: an attribute or input is not supported in torch ({error})") from error
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)

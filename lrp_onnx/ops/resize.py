@@ -88,7 +88,7 @@ def _resize_matrix(
     return matrix.to(x.dtype), outside
 
 
-@op("Resize", "Upsample", family="mean", inputs=(0,), linear=_resize_builder)
+@op("Resize", family="mean", inputs=(0,), linear=_resize_builder)
 def resize(
     x: Tensor,
     roi: Tensor | None = None,
@@ -138,3 +138,16 @@ def resize(
         if crops:
             blank = blank | outside.reshape([-1 if d == axis else 1 for d in range(x.ndim)])
     return torch.where(blank, torch.full_like(x, extrapolation_value), x) if blank.any() else x
+
+
+def _upsample_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear:
+    return means(partial(_upsample_with, constants.get(1)), **node.attributes)
+
+
+def _upsample_with(scales: Tensor | None, x: Tensor, **attributes: Any) -> Tensor:
+    return upsample(x, scales, **attributes) if scales is not None else upsample(x, **attributes)
+
+
+@op("Upsample", family="mean", inputs=(0,), linear=_upsample_builder)
+def upsample(x: Tensor, scales: Tensor | Sequence[float] | None = None, *, mode: str = "nearest") -> Tensor:
+    return resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")

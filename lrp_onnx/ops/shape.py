@@ -31,7 +31,7 @@ def reshape(x: Tensor, shape: Ints = None, *, allowzero: int = 0) -> Tensor:
 
 @route("Flatten", adjoint=_reshaped)
 def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
-    axis = axis % (x.ndim + 1) if axis < 0 else axis
+    axis = axis + x.ndim if axis < 0 else axis
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
@@ -70,16 +70,15 @@ def concat(*parts: Tensor, axis: int) -> Tensor:
     return torch.cat(parts, dim=axis)
 
 
-@route("Split")
+@route("Split", counts_outputs=True)
 def split(
-    x: Tensor, split: Ints = None, *, axis: int = 0, num_outputs: int | None = None
+    x: Tensor, split: Ints = None, *, axis: int = 0, num_outputs: int | None = None, outputs: int = 1
 ) -> tuple[Tensor, ...]:
     sizes = ints(split)
     if sizes is None:
-        if num_outputs is None:
-            raise UnsupportedOpError("Split without sizes and without num_outputs")
-        chunk = math.ceil(x.shape[axis] / num_outputs)
-        sizes = [chunk] * (num_outputs - 1) + [x.shape[axis] - chunk * (num_outputs - 1)]
+        parts = num_outputs or outputs
+        chunk = math.ceil(x.shape[axis] / parts)
+        sizes = [chunk] * (parts - 1) + [x.shape[axis] - chunk * (parts - 1)]
     return torch.split(x, sizes, dim=axis)
 
 
@@ -152,7 +151,7 @@ def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     index = torch.where(index < 0, index + x.shape[axis], index)
     picked = x.index_select(axis, index.flatten())
     axis = axis % x.ndim
-    return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return picked.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
 
 
 @route("GatherElements")
@@ -171,9 +170,11 @@ def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
 
 
 @route("SpaceToDepth")
-def space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
+def space_to_depth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     n, c, h, w = x.shape
     b = blocksize
+    if mode == "CRD":
+        return F.pixel_unshuffle(x, b)
     return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
 
 

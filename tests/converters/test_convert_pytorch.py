@@ -49,6 +49,12 @@ def not_a_model():
 """
 
 
+@pytest.fixture
+def older_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The older exporter takes a tenth of the time, for tests of how models are found and loaded."""
+    monkeypatch.setattr("lrp_onnx.converters.pytorch._has_current_exporter", lambda: False)
+
+
 def seeded(seed: int = 0) -> Net:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -135,6 +141,7 @@ def test_example_sets_shapes_and_dtypes_of_several_inputs_and_outputs() -> None:
     assert conversion.relative < 1e-6
 
 
+@pytest.mark.usefixtures("older_exporter")
 def test_half_precision_module_is_widened_and_said_so() -> None:
     conversion = convert(seeded().half(), input_shape=SHAPE)
     assert any("float32" in note for note in conversion.notes)
@@ -188,6 +195,7 @@ def test_torchscript_file(tmp_path: Path, suffix: str, scripted: bool) -> None:
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
 @pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.usefixtures("older_exporter")
 def test_factory_with_state_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrap: object, prefix: str) -> None:
     (tmp_path / "own_nets.py").write_text(FACTORY)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -198,6 +206,7 @@ def test_factory_with_state_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert_same_function(conversion.model, net)
 
 
+@pytest.mark.usefixtures("older_exporter")
 def test_factory_in_a_file_with_safetensors(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     (tmp_path / "arch.py").write_text(FACTORY)
@@ -207,6 +216,7 @@ def test_factory_in_a_file_with_safetensors(tmp_path: Path) -> None:
     assert_same_function(conversion.model, net)
 
 
+@pytest.mark.usefixtures("older_exporter")
 def test_factory_without_weights_is_seeded_and_keeps_the_random_state(tmp_path: Path) -> None:
     (tmp_path / "arch.py").write_text(FACTORY)
     before = torch.get_rng_state()
@@ -257,6 +267,7 @@ def test_weights_that_do_not_fit_name_the_keys(tmp_path: Path, change: object, m
         convert(f"{tmp_path}/arch.py:small", weights=tmp_path / "w.pth", input_shape=SHAPE)
 
 
+@pytest.mark.usefixtures("older_exporter")
 def test_pickled_module_is_refused_unless_trusted(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 2))
     torch.save(net, tmp_path / "whole.pth")
@@ -321,6 +332,7 @@ def test_weights_alone_ask_for_the_architecture(tmp_path: Path) -> None:
         convert(tmp_path / "w.pth", input_shape=SHAPE)
 
 
+@pytest.mark.usefixtures("older_exporter")
 def test_metadata_travels_with_the_model() -> None:
     preprocess = {"size": [12, 12], "layout": "NCHW", "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
     names = ["a", "b", "c", "ö", "e"]

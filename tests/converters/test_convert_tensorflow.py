@@ -241,6 +241,7 @@ def test_operation_without_onnx_form_is_named() -> None:
         convert(model)
 
 
+@pytest.mark.slow
 def test_nothing_reaches_the_terminal_even_when_tensorflow_starts(tmp_path: Path) -> None:
     small().save(tmp_path / "small.keras")
     code = "import sys; from lrp_onnx.converters import convert; convert(sys.argv[1])"
@@ -250,6 +251,7 @@ def test_nothing_reaches_the_terminal_even_when_tensorflow_starts(tmp_path: Path
     assert (done.stdout, done.stderr) == ("", "")
 
 
+@pytest.mark.slow
 def test_other_keras_backend_is_refused_clearly(tmp_path: Path) -> None:
     small().save(tmp_path / "small.keras")
     code = (
@@ -262,6 +264,26 @@ def test_other_keras_backend_is_refused_clearly(tmp_path: Path) -> None:
         [sys.executable, "-c", code, tmp_path / "small.keras"], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout.startswith("ConversionError Keras runs on the torch backend")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["", "import tensorflow"])
+def test_pytorch_works_after_tensorflow_in_one_process(tmp_path: Path, first: str) -> None:
+    small().save(tmp_path / "small.keras")
+    code = f"""
+import sys
+{first}
+from lrp_onnx.converters import convert
+convert(sys.argv[1])
+import torch
+net = torch.nn.Conv2d(3, 4, 3)
+print(convert(net, input_shape=(3, 8, 8)).how)
+net(torch.ones(1, 3, 8, 8)).sum().backward()
+torch.optim.SGD(net.parameters()).step()
+"""
+    command = [sys.executable, "-c", code, tmp_path / "small.keras"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "torch.export exporter\n"
 
 
 KERAS_APPLICATIONS = [

@@ -282,6 +282,7 @@ def test_activation_in_pieces_becomes_one_node(
         ("t = Tanh (x)  y = Mul (t, tiny)", {"tiny": np.float32(1e-9)}),
         ("r = Mul (x, s)  q = Sigmoid (r)  y = Mul (x, q)", {"s": positive(64)}),
         ("r = Sigmoid (x)  q = Relu (x)  y = Mul (r, q)", {}),
+        ("i = Cast <to=7> (x)  r = Cast <to=1> (i)  s = Sigmoid (r)  y = Mul (x, s)", {}),
     ],
 )
 def test_what_only_looks_like_an_activation_is_left_alone(body: str, constants: Mapping[str, np.ndarray]) -> None:
@@ -438,6 +439,15 @@ def test_other_precisions_are_fused_and_kept(dtype: str, tolerance: float) -> No
     assert ops(graph) == ["Gemm", "Swish"]
     assert verify_canonical(graph) < tolerance
     assert {array.dtype for array in graph.initializers.values()} == {np.dtype(numpy_type)}
+
+
+def test_bfloat16_is_fused_and_kept() -> None:  # ONNX Runtime has no kernels for it on a CPU
+    bfloat16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+    constants = {name: array.astype(bfloat16) for name, array in (BN | {"w": weights(4, 6)}).items()}
+    text = "(bfloat16[N, 4] x) => (bfloat16[N, 6] y) { h = Gemm (x, w)  y = BatchNormalization (h, g, b, m, v) }"
+    graph = load(model(text, constants))
+    assert ops(graph) == ["Gemm"]
+    assert {array.dtype for array in graph.initializers.values()} == {bfloat16}
 
 
 def test_control_flow_is_left_as_it_is() -> None:
