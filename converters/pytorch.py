@@ -58,7 +58,7 @@ def load_object(request: Request, model: Any = None) -> Loaded:
         if not isinstance(module, torch.jit.ScriptModule) or not _runs(run, _examples(inputs, batch=1)):
             shapes = ", ".join(str(example.shape) for example in examples)
             raise ConversionError(
-                f"{type(model).__name__} does not run on random input of shape {shapes} "
+                f"{type(model).__name__} does not run on input of shape {shapes} "
                 f"({type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}); "
                 "input_shape is the shape of one sample, without the batch dimension"
             ) from error

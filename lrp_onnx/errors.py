@@ -33,3 +33,7 @@ class DataError(LrpOnnxError):
 
 class StoreError(LrpOnnxError):
     """A heatmap store cannot be created, opened, resumed or read as asked."""
+
+
+class OutputError(LrpOnnxError):
+    """A result file exists already or cannot be written."""

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
-from lrp_onnx.errors import DataError, ModelError
+from lrp_onnx.errors import DataError
 from lrp_onnx.graph import Graph, Node
 from lrp_onnx.ops import find, run
+from lrp_onnx.runtime import first_line, open_session
 
 
 class Forward(Protocol):
@@ -38,28 +38,16 @@ class OnnxRuntimeForward:
     """ONNX Runtime on the CPU, with inner tensors exposed as further outputs."""
 
     def __init__(self, graph: Graph, names: Iterable[str]) -> None:
-        import onnxruntime as ort
-
         self._direct = [name for name in names if name in graph.inputs]
         self._names = [name for name in names if name not in graph.inputs]
-        extra = onnx.ModelProto()
-        extra.graph.output.extend(onnx.ValueInfoProto(name=n) for n in self._names if n not in graph.outputs)
-        # protobuf merges concatenated messages: this appends the outputs without another copy of the weights
-        payload = graph.model.SerializeToString() + extra.SerializeToString()
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised below
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to torch
-        try:
-            self._session = ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exceptions share no public base class
-            raise ModelError(f"ONNX Runtime cannot load {graph.name}: {_first_line(error)}") from error
+        self._session = open_session(graph.model, self._names, name=graph.name)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
         try:
             arrays = self._session.run(self._names, feeds)
         except Exception as error:
-            raise DataError(f"ONNX Runtime stopped: {_first_line(error)}") from error
+            raise DataError(f"ONNX Runtime stopped: {first_line(error)}") from error
         result = {name: torch.from_numpy(array) for name, array in zip(self._names, arrays, strict=True)}
         return result | {name: inputs[name] for name in self._direct}
 
@@ -89,13 +77,9 @@ class TorchForward:
                 outputs = run(node, find(node), arguments)
             except RuntimeError as error:
                 shapes = ", ".join(str(tuple(a.shape)) for a in arguments if a is not None)
-                raise DataError(f"{node}: {_first_line(error)} (inputs {shapes})") from error
+                raise DataError(f"{node}: {first_line(error)} (inputs {shapes})") from error
             values.update((name, value) for name, value in zip(node.outputs, outputs, strict=False) if name)
             for name in node.inputs:
                 if self._last_use.get(name) == i and name not in keep:
                     values.pop(name, None)
         return {name: values[name] for name in self._names}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

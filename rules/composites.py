@@ -154,7 +154,9 @@ class Composite:
             try:
                 entries.append(Entry(**values))
             except TypeError as error:
-                raise RuleError(f"composite: entry {number}: {error}; keys: rule, parameters, op, node, place") from None
+                raise RuleError(
+                    f"composite: entry {number}: {error}; keys: rule, parameters, op, node, place"
+                ) from None
         return Composite(
             data.get("name", name),
             (*entries, *base.entries),
@@ -217,9 +219,7 @@ COMPOSITES: dict[str, Composite] = {
         ),
         Composite("excitation-backprop", _layers("z-plus", "z-plus")),
         Composite("hudd", _layers("hudd", "hudd")),
-        Composite(
-            "attnlrp", _layers("gamma", "epsilon", Entry("epsilon", op=("linear",), place="first"), gamma=0.25)
-        ),
+        Composite("attnlrp", _layers("gamma", "epsilon", Entry("epsilon", op=("linear",), place="first"), gamma=0.25)),
         Composite("gradient", gradient=True),
         Composite("input-x-gradient", gradient=True, times_input=True),
         Composite("guided-backprop", (Entry("guided", op=("Relu",)),), gradient=True),

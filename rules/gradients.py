@@ -22,7 +22,7 @@ def gradient(site: Site) -> Backward:
 
 @rule("guided", needs=("inputs",))
 def guided(site: Site) -> Backward:
-    """Guided backpropagation (Springenberg et al. 2014): at a ReLU only positive signals, where the input is positive."""
+    """Guided backpropagation (Springenberg et al. 2014): at a ReLU, positive signals where its input is positive."""
     passes = gradient(site)
 
     def backward(call: Call) -> Shares:

@@ -147,7 +147,7 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
     below = None if op.positive_support else _Signed(op, less, more)  # no relevance arrives where z <= 0
     b_above = b_below = None
     if not no_bias(op, bias) and op.bias is not None:
-        b_above, b_below = (op.bias + gamma * clamped for clamped in (positive(op.bias), negative(op.bias)))
+        b_above, b_below = op.bias + gamma * op.bias.clamp(min=0), op.bias + gamma * op.bias.clamp(max=0)
 
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         g = torch.where(z > 0, r, 0.0) / stabilise(_plus(above.forward(x), b_above), eps)
@@ -228,7 +228,7 @@ def flat(op: Linear, *, eps: float = EPS) -> LinearBackward:
 
 @linear_rule("hudd")
 def hudd(op: Linear, *, eps: float = 1e-9) -> LinearBackward:
-    """The HUDD toolset's rules: dense layers z-plus on the weights with x as it is; convolutions x ⊙ W^T(R / (z + eps))."""
+    """The HUDD toolset's rules: dense: z-plus on the weights, x as it is; convolutions: x ⊙ W^T(R / (z + eps))."""
     weight = _weight(op, "hudd")
     if weight.ndim > 2:
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrp_onnx.errors import RuleError
-from lrp_onnx.ops import Site, run, unbroadcast
+from lrp_onnx.ops import Site, pullback, run, unbroadcast
 from lrp_onnx.rules.linear import EPS, epsilon, stabilise
 from lrp_onnx.rules.registry import Backward, Call, Shares, on_linear, rule
 
@@ -141,11 +141,10 @@ def held_scale(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backwar
             return op.forward(x, *rest, **site.node.attributes, hold_scale=True)  # type: ignore[return-value]
 
         x, z = _tensor(call.inputs[0]), _tensor(call.outputs[0])
-        _, pull = torch.func.vjp(frozen, x)
         if bias == "ignore":
-            _, z = torch.func.jvp(frozen, (x,), (x,))
+            z = torch.func.jvp(frozen, (x,), (x,))[1]
         g = _arrived(call) / stabilise(z, eps)
-        share = x * pull(g)[0]
+        share = x * pullback(frozen, x)(g)[0]
         absorbed = None if bias == "ignore" else (g * z).sum() - share.sum()
         return Shares([share], absorbed)
 

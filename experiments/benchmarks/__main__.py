@@ -45,7 +45,7 @@ def contenders(network: str, batch: int) -> dict[str, Callable[[], object]]:
 def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds by name."""
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for name, function in functions.items():
+    for function in functions.values():
         function()  # warm up
     for _ in range(rounds):
         for name, function in functions.items():

@@ -214,8 +214,9 @@ class Explainer:
 
         for i, step in reversed(list(enumerate(self.plan.steps))):
             arrived = [pending.pop(name, None) for name in step.node.outputs]
-            result.update((n, r) for n, r in zip(step.node.outputs, arrived, strict=True) if n in recorded and r is not None)
-            if any(r is not None for r in arrived):
+            here = {n: r for n, r in zip(step.node.outputs, arrived, strict=True) if r is not None}
+            result.update((n, r) for n, r in here.items() if n in recorded)
+            if here:
                 call = rules.Call(
                     inputs=[activations.get(n) for n in step.node.inputs],
                     outputs=[activations.get(n) for n in step.outputs],

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import onnx
-from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from lrp_onnx.errors import ModelError
 from lrp_onnx.graph.model import Graph, Node, TensorInfo
+from lrp_onnx.runtime import first_line, open_session
 
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 _UNKNOWN_SIZE = 64  # stands in for a dynamic dimension that is not the batch
@@ -55,8 +50,8 @@ def verify_canonical(graph: Graph, seed: int = 0, batch: int = 2, *, inner: bool
         floats = {name for name, dtype in graph.dtypes.items() if dtype in _FLOATS}
         names += [name for name in graph.producer if name in computed & floats and name not in graph.outputs]
     sources = [graph.cuts[name].outputs[0] if name in graph.cuts and name not in computed else name for name in names]
-    wanted = _run(_expose(graph.original, sources), sources, feeds, graph.name)
-    found = _run(_expose(graph.model, names), names, feeds, graph.name)
+    wanted = _run(graph.original, sources, feeds, graph.name)
+    found = _run(graph.model, names, feeds, graph.name)
     worst = 0.0
     for name, source, expected, actual in zip(names, sources, wanted, found, strict=True):
         if source != name:
@@ -86,49 +81,13 @@ def _random(info: TensorInfo, rng: np.random.Generator, batch: int) -> np.ndarra
     return np.asarray(values if dtype.kind == "f" else values > 0).astype(dtype)
 
 
-def _expose(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    present = {output.name for output in model.graph.output}
-    missing = [name for name in names if name not in present]
-    if not missing:
-        return model
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing)
-    return exposed
-
-
 def _run(model: onnx.ModelProto, names: list[str], feeds: dict[str, np.ndarray], label: str) -> list[np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     # ONNX Runtime recognises norms and activations itself; then both models would be the same by its doing.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-
-    def session(source: Any) -> list[np.ndarray]:
-        runtime = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        return runtime.run(names, feeds)
-
+    session = open_session(model, names, name=label, optimise=False)
     try:
-        data = _serialise(model)
-        if data is not None:
-            return session(data)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            copy = onnx.ModelProto()
-            copy.CopyFrom(model)
-            onnx.save_model(copy, path, save_as_external_data=True, location="weights")
-            return session(str(path))
+        return session.run(names, feeds)
     except Exception as error:  # ONNX Runtime has its own exception types, all directly below Exception
-        raise ModelError(f"{label}: ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
-
-
-def _serialise(model: onnx.ModelProto) -> bytes | None:
-    """The model's bytes, None if there are more than protobuf can write (2 GB)."""
-    try:
-        return model.SerializeToString()
-    except (EncodeError, ValueError):
-        return None
+        raise ModelError(f"{label}: ONNX Runtime cannot run the model: {first_line(error)}") from error
 
 
 def _activate(logits: np.ndarray, activation: Node) -> np.ndarray:

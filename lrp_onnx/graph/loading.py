@@ -15,6 +15,7 @@ from onnx_ir.passes.common import CheckerPass
 
 from lrp_onnx.errors import ModelError
 from lrp_onnx.graph.model import Graph, Node
+from lrp_onnx.runtime import first_line
 
 _NORMS = {"BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"}
 _WEIGHTED = _NORMS | {"Conv", "ConvTranspose", "Gemm", "MatMul", "PRelu", "LSTM", "GRU", "RNN"}
@@ -52,12 +53,12 @@ def load(
     try:
         model = _own(ir.from_proto(proto))
     except Exception as error:  # onnx_ir raises whatever its reader met first
-        raise ModelError(f"{name}: the model cannot be read: {_first_line(error)}") from error
+        raise ModelError(f"{name}: the model cannot be read: {first_line(error)}") from error
     if check:
         try:
             CheckerPass()(model)
         except Exception as error:
-            raise ModelError(f"{name}: not a valid ONNX model: {_first_line(error.__cause__ or error)}") from error
+            raise ModelError(f"{name}: not a valid ONNX model: {first_line(error.__cause__ or error)}") from error
         _require_finite(model, name)
     cuts: dict[str, Node] = {}
     if canonical:
@@ -130,9 +131,7 @@ def _load_external(proto: onnx.ModelProto, path: Path) -> list[Path]:
         try:
             load_external_data_for_tensor(tensor, str(path.parent))
         except Exception as error:  # onnx raises ValidationError, ValueError and OSError here
-            raise ModelError(
-                f"{path}: external data of '{tensor.name}' cannot be read: {_first_line(error)}"
-            ) from error
+            raise ModelError(f"{path}: external data of '{tensor.name}' cannot be read: {first_line(error)}") from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
         files.add(file)
@@ -201,7 +200,3 @@ def _require_finite(model: ir.Model, name: str) -> None:
             raise ModelError(
                 f"{name}: initializer '{key}' holds infinite weights, read by {', '.join(sorted(readers))}"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -9,6 +9,7 @@ import onnx.version_converter
 import onnx_ir as ir
 
 from lrp_onnx.errors import ModelError
+from lrp_onnx.runtime import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def convert_opset(model: ir.Model) -> ir.Model:
         _settle_ir_version(converted, model)
         ir.passes.common.CheckerPass()(converted)
     except Exception as error:  # the converter raises RuntimeError, the checker and the reader their own
-        reason = _first_line(error)
+        reason = first_line(error)
         if version >= OLDEST_USABLE:
             logger.warning(
                 "the model stays at opset %d; it cannot be brought to %d: %s", version, INTERNAL_OPSET, reason
@@ -79,7 +80,3 @@ def _refill(model: ir.Model, held: dict[str | None, ir.Value]) -> None:
 def _settle_ir_version(converted: ir.Model, model: ir.Model) -> None:
     converted.ir_version = max(model.ir_version, 9)
     converted.metadata_props.update(model.metadata_props)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,7 +1,7 @@
 """What each ONNX op means in torch: forward, and for linear ops the transpose; one small function an op, by family."""
 
 from lrp_onnx.ops import activations, arithmetic, linear, normalisation, pooling, reduce, resize, shape
-from lrp_onnx.ops.registry import OPS, Linear, Op, Site, find, label, op, run, unbroadcast
+from lrp_onnx.ops.registry import OPS, Linear, Op, Site, find, label, op, pullback, run, unbroadcast
 
 __all__ = [
     "OPS",
@@ -16,6 +16,7 @@ __all__ = [
     "normalisation",
     "op",
     "pooling",
+    "pullback",
     "reduce",
     "resize",
     "run",

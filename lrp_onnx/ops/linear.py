@@ -8,14 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import grad
 
 from lrp_onnx.errors import UnsupportedOpError
 from lrp_onnx.graph import Node
-from lrp_onnx.ops.registry import Linear, op, resolve_pads, torch_pads, unbroadcast
+from lrp_onnx.ops.registry import Linear, op, pullback, resolve_pads, torch_pads, unbroadcast
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_CONV_INPUT = {1: torch.nn.grad.conv1d_input, 2: torch.nn.grad.conv2d_input, 3: torch.nn.grad.conv3d_input}
+_CONV_INPUT = {1: grad.conv1d_input, 2: grad.conv2d_input, 3: grad.conv3d_input}
 
 
 def _spatial(weight: Tensor, strides: Any, dilations: Any) -> tuple[int, list[int], list[int]]:
@@ -167,8 +168,8 @@ def gemm(
     *,
     alpha: float = 1.0,
     beta: float = 1.0,
-    transA: int = 0,  # noqa: N803 - ONNX's name
-    transB: int = 0,  # noqa: N803
+    transA: int = 0,
+    transB: int = 0,
 ) -> Tensor:
     z = (a.T if transA else a) @ (b.T if transB else b)
     z = z if alpha == 1.0 else alpha * z
@@ -213,8 +214,7 @@ def _einsum_builder(node: Node, constants: Mapping[int, Tensor], active: Sequenc
         return torch.einsum(equation, *((x, w) if at == 0 else (w, x)))
 
     def transpose(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
-        _, pull = torch.func.vjp(lambda x: forward(x, w), s.new_zeros(tuple(shape)))
-        return pull(s)[0]
+        return pullback(lambda x: forward(x, w), s.new_zeros(tuple(shape)))(s)[0]
 
     return Linear(forward, transpose, constants[1 - at])
 

@@ -45,7 +45,7 @@ def lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: 
 
 def _scale(x: Tensor, dims: Sequence[int], epsilon: float, hold_scale: bool, centred: bool) -> Tensor:
     """1/std of x over dims; constant for differentiation where `hold_scale`, as LRP wants it."""
-    source = x.detach() if hold_scale else x
+    source, dims = x.detach() if hold_scale else x, list(dims)
     if centred:
         source = source - source.mean(dim=dims, keepdim=True)
     return torch.rsqrt((source * source).mean(dim=dims, keepdim=True) + epsilon)

@@ -1,4 +1,4 @@
-"""What an ONNX op means in torch: the `Op` record, the registry, and `Linear`, the pair that relevance rules work on."""
+"""What an ONNX op means in torch: the `Op` record and its registry, and `Linear`, which relevance rules work on."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class Site:
             outputs = self.forward(full)
             return tuple(outputs[k] for k in wanted)
 
-        _, pull = torch.func.vjp(function, *primals)
+        pull = pullback(function, *primals)
         return list(pull(tuple(relevance[k] for k in wanted)))
 
     def adjoint(self, call: Tensors, relevance: Sequence[Tensor | None]) -> list[Tensor]:
@@ -217,13 +217,17 @@ def label(node: Node) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
 
+def pullback(function: Callable[..., Any], *primals: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
+    """The vector-Jacobian product of `function` at `primals`."""
+    return torch.func.vjp(function, *primals)[1]
+
+
 def means(forward: Callable[..., Tensor], **attributes: Any) -> Linear:
     """`Linear` of an op without weights; its transpose is found by differentiation (exact: the op is linear)."""
     apply = partial(forward, **attributes)
 
     def transpose(s: Tensor, _: Any, shape: Sequence[int]) -> Tensor:
-        _, pull = torch.func.vjp(apply, s.new_zeros(tuple(shape)))
-        return pull(s)[0]
+        return pullback(apply, s.new_zeros(tuple(shape)))(s)[0]
 
     return Linear(lambda x, _: apply(x), transpose, weight=None)
 

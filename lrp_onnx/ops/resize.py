@@ -25,10 +25,9 @@ def _resize_with(extra: Sequence[Tensor | None], x: Tensor, **attributes: Any) -
 
 
 def _source_coordinates(
-    size_in: int, size_out: int, scale: float, mode: str, roi: tuple[float, float], x: Tensor
+    at: Tensor, size_in: int, size_out: int, scale: float, mode: str, roi: tuple[float, float]
 ) -> Tensor:
     """Where each output element looks in the input; source: ONNX's coordinate_transformation_mode."""
-    at = torch.arange(size_out, dtype=torch.float64, device=x.device)
     if mode == "half_pixel":
         return (at + 0.5) / scale - 0.5
     if mode == "half_pixel_symmetric":
@@ -69,10 +68,13 @@ def _resize_matrix(
     size_in: int, size_out: int, scale: float, roi: tuple[float, float], x: Tensor, options: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """(size_out, size_in) weights of one axis, and which outputs lie outside of the input."""
-    at = _source_coordinates(size_in, size_out, scale, options["coordinates"], roi, x)
+    nearest = options["mode"] == "nearest"
+    # in float32, as ONNX Runtime, where a rounding error decides which element is the nearest
+    places = torch.arange(size_out, dtype=torch.float32 if nearest else torch.float64, device=x.device)
+    at = _source_coordinates(places, size_in, size_out, scale, options["coordinates"], roi)
     outside = (at < 0) | (at > size_in - 1)
     columns = torch.arange(size_in, dtype=at.dtype, device=at.device)
-    if options["mode"] == "nearest":
+    if nearest:
         index = _rounded(at, options["nearest"]).clamp(0, size_in - 1)
         return (index[:, None] == columns).to(x.dtype), outside
     shrink = min(scale, 1.0) if options["antialias"] else 1.0
@@ -80,7 +82,7 @@ def _resize_matrix(
     taps = torch.floor(at)[:, None] + torch.arange(1 - reach, reach + 1, dtype=at.dtype, device=at.device)
     weight = _kernel((taps - at[:, None]) * shrink, options["mode"], options["cubic"])
     inside = (taps >= 0) & (taps <= size_in - 1)
-    if options["exclude_outside"] or options["antialias"]:
+    if options["exclude_outside"]:
         weight = weight * inside
     weight = weight / weight.sum(1, keepdim=True)
     matrix = at.new_zeros((size_out, size_in))
@@ -129,13 +131,12 @@ def resize(
     region = roi.tolist() if roi is not None and roi.numel() else [0.0] * len(along) + [1.0] * len(along)
     blank = torch.zeros((), dtype=torch.bool, device=x.device)
     for k, (axis, target, ratio) in enumerate(zip(along, targets, ratios, strict=True)):
-        crops = coordinate_transformation_mode == "tf_crop_and_resize"
-        if target == x.shape[axis] and ratio == 1 and not crops:
+        if target == x.shape[axis] and ratio == 1:
             continue
         window = (region[k], region[k + len(along)])
         matrix, outside = _resize_matrix(x.shape[axis], target, ratio, window, x, options)
         x = torch.tensordot(x, matrix, dims=([axis], [1])).movedim(-1, axis)
-        if crops:
+        if coordinate_transformation_mode == "tf_crop_and_resize":
             blank = blank | outside.reshape([-1 if d == axis else 1 for d in range(x.ndim)])
     return torch.where(blank, torch.full_like(x, extrapolation_value), x) if blank.any() else x
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrp_onnx.errors import UnsupportedOpError
 from lrp_onnx.ops.registry import ints, op, torch_pads, unbroadcast
 
 route = partial(op, family="route", inputs=(0,))
@@ -200,7 +199,6 @@ def constant_of_shape(shape: Tensor, *, value: Any = None) -> Tensor:
 @op("Range", inputs=())
 def range_(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
-
 
 
 @op("Constant", inputs=())

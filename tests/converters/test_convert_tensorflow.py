@@ -14,8 +14,10 @@ import onnxruntime
 import pytest
 
 from lrp_onnx.converters import convert
+from lrp_onnx.converters.coexist import order_imports
 from lrp_onnx.errors import ConversionError
 
+order_imports()  # other tests of this process may use what PyTorch imports triton for
 pytest.importorskip("tensorflow")
 pytest.importorskip("tf2onnx")
 keras = pytest.importorskip("keras")

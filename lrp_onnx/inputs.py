@@ -1,0 +1,213 @@
+"""How a data set goes into a model: class names, preprocessing, batch size, where the channels are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from lrp_onnx.data import Dataset, open_dataset
+from lrp_onnx.errors import DataError
+from lrp_onnx.graph import Graph, load
+from lrp_onnx.preprocess import METADATA_KEY, Preprocess, guess_layout
+
+CLASSES_KEY = "lrp_onnx.classes"
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What stands between samples and the model's input.
+
+    Attributes
+    ----------
+    input : str
+        Name of the model's input.
+    preprocess : Preprocess or None
+        None for arrays that are ready for the model.
+    batch : int or None
+        The only batch size that the model takes; None where it is free.
+    channels_last : bool
+        Pictures are (N, H, W, C).
+    dtype : numpy.dtype
+        What the model's input holds.
+    notes : tuple of str
+        What was guessed and the user should know.
+    """
+
+    input: str
+    preprocess: Preprocess | None
+    batch: int | None
+    channels_last: bool
+    dtype: np.dtype[Any]
+    notes: tuple[str, ...] = ()
+
+    def pad(self, values: np.ndarray) -> np.ndarray:
+        """Repeat the last sample until the model's fixed batch size is reached; results beyond n are to be dropped."""
+        missing = (self.batch or 0) - len(values)
+        return values if missing <= 0 else np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])
+
+    def batch_of(self, inputs: np.ndarray) -> np.ndarray:
+        """A batch as the model takes it: its type, its fixed batch size."""
+        if self.dtype.kind in "iu" and inputs.dtype.kind == "f":
+            inputs = np.rint(inputs)
+        return self.pad(inputs.astype(self.dtype, copy=False))
+
+    def channels_first(self, relevance: np.ndarray) -> np.ndarray:
+        """Relevance of the model's input, (n, C, H, W) whatever the model's layout; other than pictures as it is."""
+        return np.ascontiguousarray(np.moveaxis(relevance, -1, 1)) if self.channels_last else relevance
+
+
+def describe(graph: Graph, preprocess: Preprocess | None = None, classes: Sequence[str] | None = None) -> Graph:
+    """The same model with other preprocessing or class names in its metadata; the file is not touched."""
+    changes = {}
+    if preprocess is not None:
+        changes[METADATA_KEY] = preprocess.to_json()
+    if classes is not None:
+        changes[CLASSES_KEY] = json.dumps(list(classes), ensure_ascii=False)
+    return replace(graph, metadata={**graph.metadata, **changes}) if changes else graph
+
+
+def classes_of(graph: Graph) -> tuple[str, ...] | None:
+    """Class names that the model carries, by index; None when it carries none."""
+    text = graph.metadata.get(CLASSES_KEY)
+    if text is None:
+        return None
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list):
+        raise DataError(f"{graph.name}: metadata '{CLASSES_KEY}' is no JSON list of names: {text[:60]!r}")
+    return tuple(str(name) for name in names)
+
+
+def number_of_outputs(graph: Graph) -> int | None:
+    """K where the first output is (N, K), None otherwise."""
+    shape = next(iter(graph.outputs.values())).shape
+    return shape[1] if shape is not None and len(shape) == 2 and isinstance(shape[1], int) else None
+
+
+def open_both(
+    model: Graph | str | os.PathLike[str] | bytes | onnx.ModelProto,
+    data: Dataset | str | os.PathLike[str],
+    *,
+    unlabelled: bool = False,
+) -> tuple[Graph, Dataset]:
+    """Load a model and open a data set with the model's class names.
+
+    Parameters
+    ----------
+    model, data
+        Either may be open already.
+    unlabelled : bool
+        Read folders and labels that match no class of the model as unlabelled.
+
+    Raises
+    ------
+    ModelError, DataError
+        When one cannot be read, or labels and outputs do not fit each other.
+    """
+    graph = model if isinstance(model, Graph) else load(model)
+    classes = classes_of(graph)
+    outputs = number_of_outputs(graph)
+    if classes is not None and outputs is not None and outputs > 1 and len(classes) != outputs:
+        raise DataError(f"{graph.name} has {outputs} outputs, but {len(classes)} class names; give as many with --classes")
+    if isinstance(data, Dataset):
+        return graph, data
+    dataset = open_dataset(data, classes=classes, unknown="unlabelled" if unlabelled else "error")
+    if outputs is None or not (dataset.labels >= 0).any():
+        return graph, dataset
+    fits = dataset.labels.max() < max(outputs, 2)  # one output tells two classes apart
+    if classes is None and dataset.classes is not None:
+        # Names in alphabetical order are the classes of the model only if there are as many of them.
+        fits = len(dataset.classes) == max(outputs, 2)
+    if fits:
+        return graph, dataset
+    if unlabelled:
+        dataset.samples = [replace(sample, label=None) for sample in dataset.samples]
+        dataset.classes = classes
+        return graph, Dataset(dataset.root, dataset.samples, classes, dataset.array)
+    found = f"{len(dataset.classes)} classes" if dataset.classes else f"class index {dataset.labels.max()}"
+    raise DataError(
+        f"{dataset.root}: {found}, but {graph.name} has {outputs} outputs and "
+        f"{'no' if classes is None else 'other'} class names; give them with --classes, name folders by class index, "
+        "or use --unlabelled"
+    )
+
+
+def feed_for(graph: Graph, dataset: Dataset) -> Feed:
+    """Decide how `dataset` goes into the model.
+
+    Raises
+    ------
+    DataError
+        When the model has several inputs, or its preprocessing gives something else than it takes.
+    """
+    if len(graph.inputs) != 1:
+        raise DataError(f"{graph.name} has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); data is read for one")
+    (info,) = graph.inputs.values()
+    shape = info.shape or ()
+    preprocess = Preprocess.from_metadata(graph.metadata)
+    notes = []
+    pictures = dataset.array is None or (dataset.array.dtype == np.uint8 and len(shape) == 4)
+    if preprocess is None and pictures and (dataset.array is None or dataset.array.shape[1:] != tuple(shape[1:])):
+        preprocess = Preprocess.from_input_shape(shape)
+        notes.append(
+            f"{graph.name} does not say how pictures become its input; guessing {preprocess.to_json()} "
+            "(give --preprocess to be sure)"
+        )
+    if preprocess is not None and pictures and not _fits(preprocess.shape, shape[1:]):
+        wanted = tuple("any" if size is None else size for size in shape[1:])
+        raise DataError(
+            f"{graph.name}: the preprocessing gives arrays of shape {preprocess.shape}, but input '{info.name}' takes "
+            f"{wanted}; mend size, layout or colour with --preprocess"
+        )
+    batch = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(info.elem_type))
+    return Feed(info.name, preprocess, batch, _channels_last(preprocess, shape), dtype, tuple(notes))
+
+
+def first_readable(dataset: Dataset, preprocess: Preprocess | None) -> np.ndarray:
+    """The first sample that can be read, without batch.
+
+    Raises
+    ------
+    DataError
+        With the first reason, when there is none.
+    """
+    reason = ""
+    for row, sample in enumerate(dataset.samples):
+        try:
+            return dataset.read(row, preprocess)
+        except Exception as error:  # decoders raise anything on broken files
+            reason = reason or f"{sample.path}: {' '.join(str(error).split()) or type(error).__name__}"
+    raise DataError(f"{dataset.root}: none of the {len(dataset)} samples could be read; the first, {reason}")
+
+
+def sample_name(dataset: Dataset, path: str) -> str:
+    """A sample's path relative to its data set, with "/"; this is how results name it."""
+    base = dataset.root if dataset.root.is_dir() else dataset.root.parent
+    relative = os.path.relpath(path, base).replace(os.sep, "/")
+    return path if relative.startswith("../") else relative
+
+
+def _fits(given: Sequence[int], wanted: Sequence[int | str | None]) -> bool:
+    return len(given) == len(wanted) and all(
+        not isinstance(want, int) or got == want for got, want in zip(given, wanted, strict=True)
+    )
+
+
+def _channels_last(preprocess: Preprocess | None, shape: Sequence[int | str | None]) -> bool:
+    if len(shape) != 4:
+        return False
+    if preprocess is not None:
+        return preprocess.layout == "NHWC"
+    try:
+        return guess_layout(shape) == "NHWC"
+    except DataError:  # neither place looks like channels: take the order of most models
+        return False

@@ -1,0 +1,76 @@
+"""Open ONNX Runtime sessions, with inner tensors exposed as further outputs and for models of any size."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
+
+from lrp_onnx.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+def open_session(
+    model: onnx.ModelProto, outputs: Sequence[str] = (), *, name: str = "model", optimise: bool = True
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU for `model`, which is not modified.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+    outputs : sequence of str
+        Tensors to expose; those that are no outputs of the model become outputs of the session.
+    name : str
+        What error messages call the model.
+    optimise : bool
+        False switches ONNX Runtime's graph rewriting off.
+
+    Raises
+    ------
+    ModelError
+        ONNX Runtime cannot load the model.
+    """
+    import onnxruntime
+
+    present = {output.name for output in model.graph.output}
+    extra = onnx.ModelProto()
+    extra.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(outputs) if n not in present)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised; its own log would repeat them
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to torch
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return _open(model, extra, options)
+    except Exception as error:  # ONNX Runtime has its own exception types, all directly below Exception
+        raise ModelError(f"{name}: ONNX Runtime cannot load the model: {first_line(error)}") from error
+
+
+def _open(
+    model: onnx.ModelProto, extra: onnx.ModelProto, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    from onnxruntime import InferenceSession
+
+    providers = ["CPUExecutionProvider"]
+    try:
+        # protobuf merges concatenated messages: this appends the outputs without another copy of the weights
+        return InferenceSession(model.SerializeToString() + extra.SerializeToString(), options, providers=providers)
+    except (EncodeError, ValueError):  # more than protobuf can write (2 GB): weights go beside the graph
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            copy.graph.output.extend(extra.graph.output)
+            onnx.save_model(copy, path, save_as_external_data=True, location="weights")
+            return InferenceSession(str(path), options, providers=providers)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, for a message of one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
