@@ -57,6 +57,11 @@ def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return torch.where(x > alpha, x, torch.zeros_like(x))
 
 
+@activation("Shrink")
+def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
+    return torch.where(x > lambd, x - bias, torch.where(x < -lambd, x + bias, torch.zeros_like(x)))
+
+
 @activation("HardSigmoid")
 def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
     return (alpha * x + beta).clamp(0, 1)
@@ -93,7 +98,7 @@ def dropout(x: Tensor, *_: Tensor | None, **__: object) -> tuple[Tensor, Tensor]
 
 
 _FLOATS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
-_OTHERS = {
+INTEGERS = {  # and bool
     2: torch.uint8,
     3: torch.int8,
     5: torch.int16,
@@ -109,7 +114,7 @@ _OTHERS = {
 def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
     if to in _FLOATS:  # floats stay in the precision of the run: float64 parity must not drop to float32 inside
         return x if x.is_floating_point() else x.to(torch.get_default_dtype())
-    return x.to(_OTHERS[to])
+    return x.to(INTEGERS[to])
 
 
 @op("CastLike", family="identity", inputs=(0,))

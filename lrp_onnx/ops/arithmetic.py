@@ -66,7 +66,7 @@ def negative(x: Tensor) -> Tensor:
     return -x
 
 
-for _name, _function in {
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "Abs": torch.abs,
     "Exp": torch.exp,
     "Log": torch.log,
@@ -78,10 +78,20 @@ for _name, _function in {
     "Sign": torch.sign,
     "Sin": torch.sin,
     "Cos": torch.cos,
-}.items():
+    "Tan": torch.tan,
+    "Asin": torch.asin,
+    "Acos": torch.acos,
+    "Atan": torch.atan,
+    "Sinh": torch.sinh,
+    "Cosh": torch.cosh,
+    "Asinh": torch.asinh,
+    "Acosh": torch.acosh,
+    "Atanh": torch.atanh,
+}
+for _name, _function in _FUNCTIONS.items():
     op(_name)(_function)
 
-for _name, _function in {
+_TESTS: dict[str, Callable[..., Tensor]] = {
     "Equal": torch.eq,
     "Less": torch.lt,
     "LessOrEqual": torch.le,
@@ -92,8 +102,14 @@ for _name, _function in {
     "Not": torch.logical_not,
     "Xor": torch.logical_xor,
     "IsNaN": torch.isnan,
-}.items():
+}
+for _name, _function in _TESTS.items():
     op(_name, inputs=())(_function)
+
+
+@op("IsInf", inputs=())
+def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
+    return (torch.isposinf(x) & bool(detect_positive)) | (torch.isneginf(x) & bool(detect_negative))
 
 
 @op("Where", family="route", inputs=(1, 2))

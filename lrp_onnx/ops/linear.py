@@ -45,7 +45,7 @@ def _conv_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[
     def transpose(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
         return conv_adjoint(s, w, shape, **attributes)
 
-    return Linear(forward, transpose, weight, None if bias is None else _column(bias, weight.ndim))
+    return Linear(forward, transpose, weight, None if bias is None else _column(bias, weight.ndim), convolution=True)
 
 
 @op("Conv", family="linear", linear=_conv_builder)
@@ -104,10 +104,11 @@ def _conv_transpose_builder(node: Node, constants: Mapping[int, Tensor], active:
 
     def transpose(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
         n, strides, dilations = _spatial(w, attributes.get("strides"), attributes.get("dilations"))
-        before, after, _ = _transposed_pads(shape[2:], w.shape[2:], strides, dilations, attributes)
-        return _CONV[n](F.pad(s, torch_pads(before, after)), w, None, strides, 0, dilations, attributes.get("group", 1))
+        before, after, extra = _transposed_pads(shape[2:], w.shape[2:], strides, dilations, attributes)
+        full = F.pad(s, torch_pads(before, [p - e for p, e in zip(after, extra, strict=True)]))
+        return _CONV[n](full, w, None, strides, 0, dilations, attributes.get("group", 1))
 
-    return Linear(forward, transpose, weight, None if bias is None else _column(bias, weight.ndim))
+    return Linear(forward, transpose, weight, None if bias is None else _column(bias, weight.ndim), convolution=True)
 
 
 def _transposed_pads(
@@ -127,7 +128,11 @@ def _transposed_pads(
         wanted = [i * s for i, s in zip(sizes, strides, strict=True)]
     if wanted is None:
         return (*((list(pads[:n]), list(pads[n:])) if pads else ([0] * n, [0] * n)), extra)
-    total = [f + e - o for f, e, o in zip(full, extra, list(wanted)[-n:], strict=True)]
+    wanted = list(wanted)[-n:]
+    # never negative, as in ONNX Runtime; an output_shape beyond the full size is filled with zeros at the end
+    total = [max(f + e - o, 0) for f, e, o in zip(full, extra, wanted, strict=True)]
+    if attributes.get("output_shape") is not None:
+        extra = [o - f + t for o, f, t in zip(wanted, full, total, strict=True)]
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
     return (large, small, extra) if auto_pad != "SAME_UPPER" else (small, large, extra)
 
@@ -176,10 +181,6 @@ def gemm(
     return z if c is None else z + (c if beta == 1.0 else beta * c)
 
 
-def _swap(x: Tensor) -> Tensor:
-    return x.transpose(-1, -2) if x.ndim > 1 else x
-
-
 def _matmul_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear | None:
     if len(active) != 1 or 1 - active[0] not in constants:
         return None
@@ -187,16 +188,22 @@ def _matmul_builder(node: Node, constants: Mapping[int, Tensor], active: Sequenc
     if weight.ndim < 2:
         return None
     if active[0] == 0:
-        return Linear(torch.matmul, lambda s, w, shape: _times(s, _swap(w), shape), weight)
-    return Linear(lambda x, w: torch.matmul(w, x), lambda s, w, shape: _times_left(_swap(w), s, shape), weight)
+        return Linear(torch.matmul, _from_left, weight)
+    return Linear(lambda x, w: torch.matmul(w, x), _from_right, weight)
 
 
-def _times(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.matmul(s, w) if len(shape) > 1 and w.ndim == 2 else unbroadcast(torch.matmul(s, w), shape)
+def _from_left(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+    """Transpose of x -> x @ w; a vector x counts as one row."""
+    if len(shape) == 1:
+        return _from_left(s.unsqueeze(-2), w, (1, *shape)).squeeze(0)
+    return unbroadcast(torch.matmul(s, w.mT), shape)
 
 
-def _times_left(w: Tensor, s: Tensor, shape: Sequence[int]) -> Tensor:
-    return unbroadcast(torch.matmul(w, s), shape)
+def _from_right(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
+    """Transpose of x -> w @ x; a vector x counts as one column."""
+    if len(shape) == 1:
+        return _from_right(s.unsqueeze(-1), w, (*shape, 1)).squeeze(-1)
+    return unbroadcast(torch.matmul(w.mT, s), shape)
 
 
 @op("MatMul", family="linear", linear=_matmul_builder)

@@ -112,9 +112,25 @@ def group_normalization(
     return z.reshape(x.shape) * _column(scale, x) + _column(bias, x)
 
 
+@op("MeanVarianceNormalization", family="normalisation", inputs=(0,))
+def mean_variance_normalization(x: Tensor, *, axes: Sequence[int] = (0, 2, 3), hold_scale: bool = False) -> Tensor:
+    return (x - x.mean(dim=list(axes), keepdim=True)) * _scale(x, axes, 1e-18, hold_scale, centred=True)
+
+
+@op("LpNormalization", family="normalisation", inputs=(0,))
+def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2, hold_scale: bool = False) -> Tensor:
+    norm = torch.linalg.vector_norm(x.detach() if hold_scale else x, ord=p, dim=axis, keepdim=True)
+    return x / torch.where(norm == 0, torch.ones_like(norm), norm)
+
+
 @op("Softmax", family="softmax")
 def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     return torch.softmax(x, dim=axis)
+
+
+@op("Hardmax", inputs=())
+def hardmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return torch.zeros_like(x).scatter(axis, x.argmax(dim=axis, keepdim=True), 1.0)
 
 
 @op("LogSoftmax")

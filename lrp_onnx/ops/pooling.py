@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def _window(
     steps, gaps = list(strides or [1] * n), list(dilations or [1] * n)
     before, after = resolve_pads(x.shape[2:], kernel_shape, steps, gaps, pads, auto_pad)
     beyond = [0] * n
-    if ceil_mode and auto_pad == "NOTSET":
+    if ceil_mode and not auto_pad.startswith("SAME"):
         for a in range(n):
             size, extent = x.shape[2 + a], (kernel_shape[a] - 1) * gaps[a] + 1
             count = math.ceil((size + before[a] + after[a] - extent) / steps[a]) + 1
@@ -44,7 +45,7 @@ def _window(
     return steps, gaps, before, after, beyond
 
 
-@op("MaxPool", family="max")
+@op("MaxPool", family="max", counts_outputs=True)
 def max_pool(
     x: Tensor,
     *,
@@ -55,13 +56,54 @@ def max_pool(
     auto_pad: str = "NOTSET",
     ceil_mode: int = 0,
     storage_order: int = 0,
-) -> Tensor:
+    outputs: int = 1,
+) -> Tensor | tuple[Tensor, Tensor]:
+    size = x.shape
     steps, gaps, before, after, beyond = _window(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     native = before == after and not any(beyond) and all(2 * p <= k for p, k in zip(before, kernel_shape, strict=True))
     if not native:
         end = [a + b for a, b in zip(after, beyond, strict=True)]
-        x, before = F.pad(x, torch_pads(before, end), value=-math.inf), [0] * len(before)
-    return _MAX[len(kernel_shape)](x, tuple(kernel_shape), tuple(steps), tuple(before), tuple(gaps))
+        x = F.pad(x, torch_pads(before, end), value=-math.inf)
+    window = tuple(kernel_shape), tuple(steps), tuple(before) if native else 0, tuple(gaps)
+    if outputs == 1:
+        return _MAX[len(kernel_shape)](x, *window)
+    best, index = _MAX[len(kernel_shape)](x, *window, return_indices=True)
+    at = torch.unravel_index(index, x.shape[2:])
+    at = at if native else tuple(a - b for a, b in zip(at, before, strict=True))
+    return best, _plane_offset(size, x.device) + _ravel(at, size[2:], column_major=bool(storage_order))
+
+
+def _plane_offset(size: Sequence[int], device: torch.device) -> Tensor:
+    """Flat index of the first element of each (sample, channel): (N, C, 1, …)."""
+    planes = torch.arange(size[0] * size[1], device=device) * math.prod(size[2:])
+    return planes.reshape(size[0], size[1], *[1] * (len(size) - 2))
+
+
+def _ravel(at: Sequence[Tensor], size: Sequence[int], *, column_major: bool = False) -> Tensor:
+    axes = list(zip(at, size, strict=True))
+    index = torch.zeros_like(at[0])
+    for a, s in reversed(axes) if column_major else axes:
+        index = index * s + a
+    return index
+
+
+@op("MaxUnpool", family="route", inputs=(0,))
+def max_unpool(
+    x: Tensor,
+    indices: Tensor,
+    output_shape: Tensor | None = None,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+) -> Tensor:
+    n = len(kernel_shape)
+    edges = list(pads or [0] * 2 * n)
+    steps = list(strides or [1] * n)
+    size = [*x.shape[:2]]  # of the tensor that the indices are for
+    size += [(x.shape[2 + a] - 1) * steps[a] + kernel_shape[a] - edges[a] - edges[a + n] for a in range(n)]
+    z = x.new_zeros(size if output_shape is None else output_shape.tolist())
+    return z.index_put(torch.unravel_index(indices.to(x.device), size), x)
 
 
 def _box(x: Tensor, kernel: Sequence[int], steps: Sequence[int], gaps: Sequence[int]) -> Tensor:
@@ -104,6 +146,29 @@ def _global_builder(node: Node, constants: Mapping[int, Tensor], active: Sequenc
         return (s / math.prod(shape[2:])).expand(tuple(shape))
 
     return Linear(lambda x, _: global_average_pool(x), transpose, weight=None)
+
+
+@op("LpPool")
+def lp_pool(
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    p: int = 2,
+    strides: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+) -> Tensor:
+    steps, gaps, before, after, beyond = _window(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    end = [a + b for a, b in zip(after, beyond, strict=True)]
+    powers = F.pad(x.abs() ** p, torch_pads(before, end))
+    return (_box(powers, kernel_shape, steps, gaps) * math.prod(kernel_shape)) ** (1 / p)
+
+
+@op("GlobalLpPool")
+def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
+    return torch.linalg.vector_norm(x, ord=p, dim=tuple(range(2, x.ndim)), keepdim=True)
 
 
 @op("GlobalAveragePool", family="mean", linear=_global_builder)

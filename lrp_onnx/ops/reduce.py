@@ -67,14 +67,39 @@ def reduce_prod(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_em
     return x
 
 
+@op("ReduceL1", inputs=(0,))
+def reduce_l1(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
+    return reduce_sum(x.abs(), axes, **options)
+
+
 @op("ReduceL2", inputs=(0,))
-def reduce_l2(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return reduce_sum(x * x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes).sqrt()
+def reduce_l2(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
+    return reduce_sum(x * x, axes, **options).sqrt()
 
 
 @op("ReduceSumSquare", inputs=(0,))
-def reduce_sum_square(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
-    return reduce_sum(x * x, axes, keepdims=keepdims, noop_with_empty_axes=noop_with_empty_axes)
+def reduce_sum_square(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
+    return reduce_sum(x * x, axes, **options)
+
+
+@op("ReduceLogSum", inputs=(0,))
+def reduce_log_sum(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
+    return reduce_sum(x, axes, **options).log()
+
+
+@op("ReduceLogSumExp", inputs=(0,))
+def reduce_log_sum_exp(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    dims = _dims(x, axes, noop_with_empty_axes)
+    return x.logsumexp(dim=dims, keepdim=bool(keepdims)) if dims else x
+
+
+@op("CumSum", family="sum", inputs=(0,))
+def cumulative_sum(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
+    along = int(axis)
+    x = x.flip(along) if reverse else x
+    total = x.cumsum(along, dtype=x.dtype)
+    total = total - x if exclusive else total
+    return total.flip(along) if reverse else total
 
 
 @op("ArgMax", inputs=())
@@ -82,3 +107,8 @@ def argmax(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: in
     if not select_last_index:
         return torch.argmax(x, dim=axis, keepdim=bool(keepdims))
     return x.shape[axis] - 1 - torch.argmax(x.flip(axis), dim=axis, keepdim=bool(keepdims))
+
+
+@op("ArgMin", inputs=())
+def argmin(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
+    return argmax(-x, axis=axis, keepdims=keepdims, select_last_index=select_last_index)

@@ -88,6 +88,8 @@ class Linear:
         x >= 0 is known, so every term with x⁻ vanishes.
     positive_support : bool
         The relevance that arrives is zero wherever z <= 0 (z goes into a ReLU and nowhere else).
+    convolution : bool
+        A convolution, transposed or not: x[i] gives z[i] and nothing else.
     first : bool
         The first linear op of the graph in execution order.
     bounds : tuple of two Tensors or None
@@ -100,6 +102,7 @@ class Linear:
     bias: Tensor | None = None
     nonnegative: bool = False
     positive_support: bool = False
+    convolution: bool = False
     first: bool = False
     bounds: tuple[Tensor, Tensor] | None = None
 
@@ -207,6 +210,8 @@ def run(node: Node, op: Op | None, inputs: Sequence[Tensor | None]) -> tuple[Ten
     try:
         counted = {"outputs": len(node.outputs)} if op.counts_outputs else {}
         result = op.forward(*inputs, **node.attributes, **counted)
+    except UnsupportedOpError as error:
+        raise UnsupportedOpError(f"{node}: {error}") from error
     except TypeError as error:
         raise UnsupportedOpError(f"{node}: an attribute or input is not supported in torch ({error})") from error
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)

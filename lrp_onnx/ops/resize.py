@@ -1,4 +1,4 @@
-"""Resize in all its modes, as one small matrix an axis."""
+"""Reading images between their pixels: Resize in all its modes, as one small matrix an axis, and GridSample."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,34 +26,35 @@ def _resize_with(extra: Sequence[Tensor | None], x: Tensor, **attributes: Any) -
 
 
 def _source_coordinates(
-    at: Tensor, size_in: int, size_out: int, scale: float, mode: str, roi: tuple[float, float]
-) -> Tensor:
+    size_in: int, size_out: int, scale: float, mode: str, roi: tuple[float, float], dtype: type[np.floating]
+) -> np.ndarray:
     """Where each output element looks in the input; source: ONNX's coordinate_transformation_mode."""
-    if mode == "half_pixel":
-        return (at + 0.5) / scale - 0.5
+    at = np.arange(size_out, dtype=dtype)
+    step = dtype(scale)
+    if mode == "half_pixel" or (mode == "pytorch_half_pixel" and size_out > 1):
+        return (at + 0.5) / step - 0.5
     if mode == "half_pixel_symmetric":
-        adjust = size_out / (scale * size_in)
-        return size_in / 2 * (1 - adjust) + (at + 0.5) / scale - 0.5
-    if mode == "pytorch_half_pixel":
-        return (at + 0.5) / scale - 0.5 if size_out > 1 else torch.zeros_like(at)
-    if mode == "align_corners":
-        return at * (size_in - 1) / (size_out - 1) if size_out > 1 else torch.zeros_like(at)
+        adjust = size_out / (step * size_in)
+        return size_in / 2 * (1 - adjust) + (at + 0.5) / step - 0.5
     if mode == "asymmetric":
-        return at / scale
+        return at / step
     if mode == "tf_crop_and_resize":
         start, end = roi
         if size_out > 1:
             return start * (size_in - 1) + at * (end - start) * (size_in - 1) / (size_out - 1)
-        return 0.5 * (start + end) * (size_in - 1) + torch.zeros_like(at)
+        return 0.5 * (start + end) * (size_in - 1) + at
+    if mode in ("align_corners", "pytorch_half_pixel"):
+        return at * (size_in - 1) / (size_out - 1) if size_out > 1 else at
     raise UnsupportedOpError(f"Resize: coordinate_transformation_mode '{mode}' is not known")
 
 
 def _rounded(at: Tensor, mode: str) -> Tensor:
+    floor, ceil = torch.floor(at), torch.ceil(at)  # at ± 0.5 would itself be rounded
     if mode == "round_prefer_floor":
-        return torch.ceil(at - 0.5)
+        return torch.where(at - floor <= 0.5, floor, ceil)
     if mode == "round_prefer_ceil":
-        return torch.floor(at + 0.5)
-    return torch.floor(at) if mode == "floor" else torch.ceil(at)
+        return torch.where(at - floor < 0.5, floor, ceil)
+    return floor if mode == "floor" else ceil
 
 
 def _kernel(distance: Tensor, mode: str, cubic: float) -> Tensor:
@@ -69,9 +71,10 @@ def _resize_matrix(
 ) -> tuple[Tensor, Tensor]:
     """(size_out, size_in) weights of one axis, and which outputs lie outside of the input."""
     nearest = options["mode"] == "nearest"
-    # in float32, as ONNX Runtime, where a rounding error decides which element is the nearest
-    places = torch.arange(size_out, dtype=torch.float32 if nearest else torch.float64, device=x.device)
-    at = _source_coordinates(places, size_in, size_out, scale, options["coordinates"], roi)
+    # the nearest element in float32, as in ONNX Runtime: a rounding error decides which one it is
+    dtype = np.float32 if nearest else np.float64
+    places = _source_coordinates(size_in, size_out, scale, options["coordinates"], roi, dtype)
+    at = torch.from_numpy(places).to(x.device)
     outside = (at < 0) | (at > size_in - 1)
     columns = torch.arange(size_in, dtype=at.dtype, device=at.device)
     if nearest:
@@ -145,10 +148,21 @@ def _upsample_builder(node: Node, constants: Mapping[int, Tensor], active: Seque
     return means(partial(_upsample_with, constants.get(1)), **node.attributes)
 
 
-def _upsample_with(scales: Tensor | None, x: Tensor, **attributes: Any) -> Tensor:
-    return upsample(x, scales, **attributes) if scales is not None else upsample(x, **attributes)
+def _upsample_with(given: Tensor | None, x: Tensor, **attributes: Any) -> Tensor:
+    return upsample(x, **({} if given is None else {"scales": given}), **attributes)
 
 
 @op("Upsample", family="mean", inputs=(0,), linear=_upsample_builder)
 def upsample(x: Tensor, scales: Tensor | Sequence[float] | None = None, *, mode: str = "nearest") -> Tensor:
     return resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+
+
+_GRID_MODES = {"linear": "bilinear", "cubic": "bicubic"}
+
+
+@op("GridSample", family="mean", inputs=(0,))
+def grid_sample(
+    x: Tensor, grid: Tensor, *, mode: str = "linear", padding_mode: str = "zeros", align_corners: int = 0
+) -> Tensor:
+    mode = _GRID_MODES.get(mode, mode)
+    return torch.nn.functional.grid_sample(x, grid, mode, padding_mode, bool(align_corners))

@@ -144,21 +144,6 @@ def tile(x: Tensor, repeats: Tensor) -> Tensor:
     return x.repeat(tuple(ints(repeats) or ()))
 
 
-@route("Gather")
-def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    index = indices.long().to(x.device)
-    index = torch.where(index < 0, index + x.shape[axis], index)
-    picked = x.index_select(axis, index.flatten())
-    axis = axis % x.ndim
-    return picked.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
-
-
-@route("GatherElements")
-def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    index = indices.long().to(x.device)
-    return x.gather(axis, torch.where(index < 0, index + x.shape[axis], index))
-
-
 @route("DepthToSpace")
 def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     n, c, h, w = x.shape
