@@ -90,8 +90,6 @@ class Linear:
         The relevance that arrives is zero wherever z <= 0 (z goes into a ReLU and nowhere else).
     convolution : bool
         A convolution, transposed or not: x[i] gives z[i] and nothing else.
-    first : bool
-        The first linear op of the graph in execution order.
     bounds : tuple of two Tensors or None
         Lowest and highest possible x, for the z-box rule.
     """
@@ -103,7 +101,6 @@ class Linear:
     nonnegative: bool = False
     positive_support: bool = False
     convolution: bool = False
-    first: bool = False
     bounds: tuple[Tensor, Tensor] | None = None
 
     def bias_share(self, g: Tensor, bias: Tensor | None) -> Tensor | None:

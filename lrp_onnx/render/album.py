@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import h5py
 
 IMAGES = ("both", "heatmap", "overlay", "none")
+_ORDER = ("wrong", "correct", "without a label")  # on a sheet
 _PAGE = 48  # samples on one contact sheet
 _CELL = 176
 
@@ -181,6 +182,9 @@ class _Album:
     def wrong(self, row: int) -> bool:
         return self.expected(row) is not None and int(self.samples["correct"][row]) == 0
 
+    def verdict(self, row: int) -> str:
+        return "without a label" if self.expected(row) is None else "wrong" if self.wrong(row) else "correct"
+
     def path(self, row: int) -> str:
         return str(self.samples["path"][row])
 
@@ -286,21 +290,21 @@ class _Album:
         sheets = []
         for index in sorted(by_class):
             name = "all samples" if index < 0 else self.class_name(index)
-            ordered = sorted(by_class[index], key=lambda row: (not self.wrong(row), row))
+            ordered = sorted(by_class[index], key=lambda row: (_ORDER.index(self.verdict(row)), row))
             stem = "all" if index < 0 else f"{index:04d}-{_safe(name)}".rstrip("-")
             sheets.append(_Sheet(name, stem, ordered, wrong=sum(map(self.wrong, ordered))))
         return sheets
 
     def draw(self, rows: Sequence[int], per_class: bool, progress: Callable[[int, int], None]) -> Rendered:
         sheets, done = self.groups(rows, per_class), 0
+        labelled = any(self.expected(row) is not None for row in rows)
         for sheet in sheets:
             pages = [sheet.rows[i : i + _PAGE] for i in range(0, len(sheet.rows), _PAGE)]
             for page, on_page in enumerate(pages, start=1):
                 items = []
                 for row in on_page:
-                    wrong = self.wrong(row)
-                    heading = "" if self.expected(row) is None else "wrong" if wrong else "correct"
-                    items.append(SheetItem(self.draw_sample(row), self.caption(row), wrong, heading))
+                    heading = self.verdict(row) if labelled else ""
+                    items.append(SheetItem(self.draw_sample(row), self.caption(row), self.wrong(row), heading))
                     done += 1
                     progress(done, len(rows))
                 stem = sheet.stem + (f"-page{page}" if len(pages) > 1 else "")
