@@ -12,7 +12,11 @@ class ModelError(LrpOnnxError):
 
 
 class UnsupportedOpError(LrpOnnxError):
-    """A node on the relevance path has no forward meaning or no rule."""
+    """A node on the relevance path has no forward meaning, or no rule; then `op_type` says for which op."""
+
+    def __init__(self, message: str, *, op_type: str | None = None) -> None:
+        super().__init__(message)
+        self.op_type = op_type
 
 
 class RuleError(LrpOnnxError):

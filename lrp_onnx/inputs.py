@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from lrp_onnx.converters.conversion import CLASSES_KEY
 from lrp_onnx.data import Dataset, open_dataset
 from lrp_onnx.errors import DataError
 from lrp_onnx.graph import Graph, load
 from lrp_onnx.preprocess import METADATA_KEY, Preprocess, guess_layout
-
-CLASSES_KEY = "lrp_onnx.classes"
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,8 @@ class Feed:
     ----------
     input : str
         Name of the model's input.
+    shape : tuple
+        Its shape without batch; a free dimension is a string or None.
     preprocess : Preprocess or None
         None for arrays that are ready for the model.
     batch : int or None
@@ -40,6 +41,7 @@ class Feed:
     """
 
     input: str
+    shape: tuple[int | str | None, ...]
     preprocess: Preprocess | None
     batch: int | None
     channels_last: bool
@@ -116,7 +118,9 @@ def open_both(
     classes = classes_of(graph)
     outputs = number_of_outputs(graph)
     if classes is not None and outputs is not None and outputs > 1 and len(classes) != outputs:
-        raise DataError(f"{graph.name} has {outputs} outputs, but {len(classes)} class names; give as many with --classes")
+        raise DataError(
+            f"{graph.name} has {outputs} outputs, but {len(classes)} class names; give as many with --classes"
+        )
     if isinstance(data, Dataset):
         return graph, data
     dataset = open_dataset(data, classes=classes, unknown="unlabelled" if unlabelled else "error")
@@ -129,9 +133,8 @@ def open_both(
     if fits:
         return graph, dataset
     if unlabelled:
-        dataset.samples = [replace(sample, label=None) for sample in dataset.samples]
-        dataset.classes = classes
-        return graph, Dataset(dataset.root, dataset.samples, classes, dataset.array)
+        samples = [replace(sample, label=None) for sample in dataset.samples]
+        return graph, Dataset(dataset.root, samples, classes, dataset.array)
     found = f"{len(dataset.classes)} classes" if dataset.classes else f"class index {dataset.labels.max()}"
     raise DataError(
         f"{dataset.root}: {found}, but {graph.name} has {outputs} outputs and "
@@ -149,7 +152,9 @@ def feed_for(graph: Graph, dataset: Dataset) -> Feed:
         When the model has several inputs, or its preprocessing gives something else than it takes.
     """
     if len(graph.inputs) != 1:
-        raise DataError(f"{graph.name} has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); data is read for one")
+        raise DataError(
+            f"{graph.name} has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); data is read for one"
+        )
     (info,) = graph.inputs.values()
     shape = info.shape or ()
     preprocess = Preprocess.from_metadata(graph.metadata)
@@ -169,23 +174,28 @@ def feed_for(graph: Graph, dataset: Dataset) -> Feed:
         )
     batch = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(info.elem_type))
-    return Feed(info.name, preprocess, batch, _channels_last(preprocess, shape), dtype, tuple(notes))
+    return Feed(info.name, shape[1:], preprocess, batch, _channels_last(preprocess, shape), dtype, tuple(notes))
 
 
-def first_readable(dataset: Dataset, preprocess: Preprocess | None) -> np.ndarray:
+def first_readable(dataset: Dataset, feed: Feed) -> np.ndarray:
     """The first sample that can be read, without batch.
 
     Raises
     ------
     DataError
-        With the first reason, when there is none.
+        With the first reason, when there is none; or when it does not fit the model.
     """
     reason = ""
     for row, sample in enumerate(dataset.samples):
         try:
-            return dataset.read(row, preprocess)
+            values = dataset.read(row, feed.preprocess)
         except Exception as error:  # decoders raise anything on broken files
             reason = reason or f"{sample.path}: {' '.join(str(error).split()) or type(error).__name__}"
+            continue
+        if not _fits(values.shape, feed.shape):
+            wanted = tuple("any" if size is None else size for size in feed.shape)
+            raise DataError(f"{sample.path} has shape {values.shape}; the model's input '{feed.input}' takes {wanted}")
+        return values
     raise DataError(f"{dataset.root}: none of the {len(dataset)} samples could be read; the first, {reason}")
 
 

@@ -38,6 +38,11 @@ def _plus(z: Tensor, bias: Tensor | None) -> Tensor:
     return z if bias is None else z + bias
 
 
+def _one(op: Linear, x: Tensor) -> Tensor:
+    """Ones in place of x; a single sample where that is enough."""
+    return torch.ones_like(x[:1] if op.convolution else x)
+
+
 def _weight(op: Linear, rule: str) -> Tensor:
     if op.weight is None:
         raise RuleError(f"rule '{rule}' needs an op with weights; use 'norm' for means")
@@ -143,13 +148,16 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
     """
     weight = _weight(op, "gamma")
     more, less = weight + gamma * weight.clamp(min=0), weight + gamma * weight.clamp(max=0)
+    left_out = op.bias if no_bias(op, bias) else None
     above = _Signed(op, more, less)
-    below = None if op.positive_support else _Signed(op, less, more)  # no relevance arrives where z <= 0
+    # with the bias that a ReLU saw, no relevance arrives where z <= 0
+    below = None if op.positive_support and left_out is None else _Signed(op, less, more)
     b_above = b_below = None
-    if not no_bias(op, bias) and op.bias is not None:
+    if left_out is None and op.bias is not None:
         b_above, b_below = op.bias + gamma * op.bias.clamp(min=0), op.bias + gamma * op.bias.clamp(max=0)
 
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        z = z if left_out is None else z - left_out  # its sign without γ decides, and must be that of the denominator
         g = torch.where(z > 0, r, 0.0) / stabilise(_plus(above.forward(x), b_above), eps)
         relevance, absorbed = above.relevance(x, g), op.bias_share(g, b_above)
         if below is not None:
@@ -186,9 +194,9 @@ def z_box(
     cache: dict[tuple[int, ...], Tensor] = {}  # the constant part of z', by input shape
 
     def constant(x: Tensor) -> Tensor:
-        key = tuple(x.shape[1:])
+        key = (1, *x.shape[1:]) if op.convolution else tuple(x.shape)
         if key not in cache:
-            l, h = (bound.expand(1, *key) for bound in (low_x, high_x))  # noqa: E741 - the formula's name
+            l, h = (bound.expand(key) for bound in (low_x, high_x))  # noqa: E741 - the formula's name
             cache[key] = op.forward(l, up) + op.forward(h, down)
         return cache[key]
 
@@ -208,7 +216,7 @@ def w_square(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBac
     b = None if no_bias(op, bias) or op.bias is None else op.bias**2
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g = r / stabilise(_plus(op.forward(torch.ones_like(x[:1]), weight), b), eps)
+        g = r / stabilise(_plus(op.forward(_one(op, x), weight), b), eps)
         return op.transpose(g, weight, x.shape), op.bias_share(g, b)
 
     return backward
@@ -220,7 +228,7 @@ def flat(op: Linear, *, eps: float = EPS) -> LinearBackward:
     ones = torch.ones_like(_weight(op, "flat"))
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g = r / stabilise(op.forward(torch.ones_like(x[:1]), ones), eps)
+        g = r / stabilise(op.forward(_one(op, x), ones), eps)
         return op.transpose(g, ones, x.shape), None
 
     return backward
@@ -230,7 +238,7 @@ def flat(op: Linear, *, eps: float = EPS) -> LinearBackward:
 def hudd(op: Linear, *, eps: float = 1e-9) -> LinearBackward:
     """The HUDD toolset's rules: dense: z-plus on the weights, x as it is; convolutions: x ⊙ W^T(R / (z + eps))."""
     weight = _weight(op, "hudd")
-    if weight.ndim > 2:
+    if op.convolution:
 
         def convolution(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
             g = r / (z + eps)

@@ -170,7 +170,7 @@ class _Builder:
             family = site.op.family if site.op else ""
             depth = below / convolutions if convolutions else 0.0
             first = linear and not any(weighted[:i])
-            places.append(rules.Place(site.node.op_type, site.node.name, family, linear, depth, first))
+            places.append(rules.Place(label(site.node), site.node.name, family, linear, depth, first))
             below += site.node.op_type in rules.KINDS["convolution"]
         return places
 
@@ -180,7 +180,8 @@ class _Builder:
             known = "no rule by default" if site.op else "no meaning known to this package"
             raise UnsupportedOpError(
                 f"{site.node} is on the relevance path and has {known}; choose one: "
-                f"--rule {label(site.node)}=pass or --rule {label(site.node)}=gradient"
+                f"--rule {label(site.node)}=pass or --rule {label(site.node)}=gradient",
+                op_type=label(site.node),
             )
         return chosen
 

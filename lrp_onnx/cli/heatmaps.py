@@ -1,0 +1,141 @@
+"""`lrp-onnx heatmaps`: relevance of a data set into an HDF5 store."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lrp_onnx.cli.options import (
+    BiasOption,
+    ClassesOption,
+    CompositeOption,
+    Data,
+    EpsOption,
+    GammaOption,
+    HighOption,
+    JsonOption,
+    LowOption,
+    Model,
+    OverwriteOption,
+    PreprocessOption,
+    RuleOption,
+    UnlabelledOption,
+    load_model,
+    read_composite,
+)
+from lrp_onnx.cli.output import count, progress, show_failures, show_json, show_notes, status
+
+NAME = "heatmaps"
+
+
+def command(
+    model: Model,
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", "--output", help="HDF5 store to write.")] = Path("heatmaps.h5"),
+    composite: CompositeOption = "epsilon-plus-flat",
+    rule: RuleOption = None,
+    target: Annotated[
+        str, typer.Option("--target", metavar="predicted|label|INT", help="The output to explain.")
+    ] = "predicted",
+    seed: Annotated[
+        str,
+        typer.Option(
+            "--seed",
+            metavar="auto|logit|one|all",
+            help="Initial relevance: the target's value, 1, or every output's value; auto: logit, for gradients one.",
+        ),
+    ] = "auto",
+    layers: Annotated[
+        str,
+        typer.Option(
+            "--layers",
+            metavar="input|all|NAMES",
+            help='Tensors to store: the input alone, all inner ones too, or names and patterns ("*conv*"), '
+            "separated by commas; `lrp-onnx inspect` lists them.",
+        ),
+    ] = "input",
+    errors: Annotated[
+        Path | None,
+        typer.Option("--errors", metavar="CSV", help="Explain only what this table calls wrong.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Explain the first so many samples.", show_default=False)
+    ] = None,
+    preprocess: PreprocessOption = None,
+    classes: ClassesOption = None,
+    unlabelled: UnlabelledOption = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Samples at a time; memory grows with it.")] = 8,
+    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where to compute.")] = "cpu",
+    dtype: Annotated[str, typer.Option("--dtype", metavar="float32|float64", help="Precision.")] = "float32",
+    layer_dtype: Annotated[
+        str, typer.Option("--layer-dtype", metavar="float32|float16", help="Precision of inner layers in the store.")
+    ] = "float32",
+    compress: Annotated[
+        str | None,
+        typer.Option("--compress", metavar="gzip|lzf|zstd|lz4", help="Compress it in the end.", show_default=False),
+    ] = None,
+    eps: EpsOption = None,
+    gamma: GammaOption = None,
+    bias: BiasOption = None,
+    low: LowOption = None,
+    high: HighOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted store.")] = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain every sample and write the relevance to an HDF5 store.
+
+    Ctrl-C loses nothing that is done: the same command with --resume goes on.
+
+    Samples that cannot be read are listed at the end; their rows stay empty and are not marked done.
+    """
+    from lrp_onnx.heatmaps import check_output, compute_heatmaps
+    from lrp_onnx.inputs import open_both
+
+    check_output(output, resume=resume, overwrite=overwrite)
+    rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
+    with status(f"Loading {model}"):
+        graph, dataset = open_both(load_model(model, preprocess, classes), data, unlabelled=unlabelled)
+    with progress("Explaining") as advance:
+        options: Any = {"seed": seed, "dtype": dtype}  # their values are checked by the library
+        try:
+            result = compute_heatmaps(
+                graph,
+                dataset,
+                output,
+                composite=rules,
+                target=int(target) if target.lstrip("-").isdecimal() else target,  # type: ignore[arg-type]
+                layers=layers,
+                errors=errors,
+                limit=limit,
+                batch_size=batch_size,
+                device=device,
+                layer_dtype=layer_dtype,
+                compress=compress,
+                resume=resume,
+                overwrite=overwrite,
+                progress=advance,
+                **options,
+            )
+        except KeyboardInterrupt:
+            if advance.total:
+                print(
+                    f"{advance.done} of {count(advance.total, 'sample')} are in {output}; the same command with "
+                    "--resume (and without --overwrite) goes on",
+                    file=sys.stderr,
+                )
+            raise
+    if as_json:
+        show_json(asdict(result))
+        return
+    show_notes(result.notes)
+    show_failures(result.failures)
+    inner = f" and {count(len(result.layers), 'inner layer')}" if result.layers else ""
+    before = f" ({result.computed} computed now)" if resume else ""
+    print(f"heatmaps of the input{inner} for {count(result.samples, 'sample')}{before} -> {result.path}")
+    if result.shares is not None:
+        print(f"of the relevance {result.shares}")

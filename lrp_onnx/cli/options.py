@@ -1,0 +1,167 @@
+"""Options that several commands have, and how their texts become what the library takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lrp_onnx.errors import DataError, RuleError
+
+if TYPE_CHECKING:
+    from lrp_onnx.graph import Graph
+    from lrp_onnx.preprocess import Preprocess
+    from lrp_onnx.rules import Composite
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="Folder of pictures (flat, or a sub-folder per class), CSV manifest (image,label), .npy or .npz file.",
+        show_default=False,
+    ),
+]
+PreprocessOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        metavar="NAME|FILE|JSON",
+        help="How pictures become inputs: a preset (imagenet, keras-caffe, keras-tf, keras-torch, unit, "
+        'efficientnet-lite), a JSON file, or JSON such as \'{"preset": "imagenet", "size": 299}\'. '
+        "Overrides what the model says.",
+        show_default=False,
+    ),
+]
+ClassesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--classes",
+        metavar="FILE",
+        help="Class names in the order of the outputs, one a line or a JSON list. Overrides what the model says.",
+        show_default=False,
+    ),
+]
+UnlabelledOption = Annotated[
+    bool, typer.Option("--unlabelled", help="Read folders and labels that match no class as unlabelled.")
+]
+CompositeOption = Annotated[
+    str,
+    typer.Option("--composite", metavar="NAME|FILE", help="Which node gets which rule: a built-in name or TOML file."),
+]
+RuleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rule", metavar="OP=RULE", help="Rule for an op type or node-name pattern; repeatable.", show_default=False
+    ),
+]
+EpsOption = Annotated[
+    float | None, typer.Option("--eps", help="Stabiliser of the rules that have one.", show_default=False)
+]
+GammaOption = Annotated[float | None, typer.Option("--gamma", help="Parameter of the gamma rule.", show_default=False)]
+BiasOption = Annotated[
+    str | None,
+    typer.Option("--bias", metavar="absorb|ignore", help="What biases do with relevance.", show_default=False),
+]
+LowOption = Annotated[
+    str | None,
+    typer.Option(
+        "--low",
+        metavar="NUMBERS",
+        help="Lowest input, one number or one per channel (z-box); from the preprocessing by default.",
+        show_default=False,
+    ),
+]
+HighOption = Annotated[
+    str | None, typer.Option("--high", metavar="NUMBERS", help="Highest input, likewise.", show_default=False)
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def read_preprocess(text: str | None) -> Preprocess | None:
+    """A preset's name, a JSON file or JSON; with "preset" among its keys, the other keys change that preset."""
+    from lrp_onnx.preprocess import PRESETS, Preprocess
+
+    if text is None:
+        return None
+    if text in PRESETS:
+        return Preprocess.preset(text)
+    if not text.lstrip().startswith("{"):
+        if not Path(text).is_file():
+            raise DataError(f"--preprocess {text}: no such preset or file; presets: {', '.join(PRESETS)}")
+        text = Path(text).read_text(encoding="utf-8")
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"--preprocess: not valid JSON ({error}): {text[:80]}") from error
+    if isinstance(values, dict) and "preset" in values:
+        return Preprocess.preset(str(values.pop("preset")), **values)
+    return Preprocess.from_json(text)
+
+
+def read_classes(path: Path | None) -> list[str] | None:
+    """Class names from a text file, one a line, or a JSON list."""
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        names = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"--classes {path}: cannot be read ({reason}); expected a name a line, or JSON") from error
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise DataError(f"--classes {path}: holds no names")
+    return [str(name) for name in names]
+
+
+def read_shape(text: str) -> tuple[int, ...]:
+    """The shape of one sample, such as "3,224,224"."""
+    try:
+        return tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError:
+        raise DataError(f"--input-shape {text}: expected whole numbers such as 3,224,224 (without the batch)") from None
+
+
+def load_model(path: Path, preprocess: str | None, classes: Path | None) -> Graph:
+    """The model, with what the options say in place of its own metadata."""
+    changed, names = read_preprocess(preprocess), read_classes(classes)
+    from lrp_onnx.graph import load
+    from lrp_onnx.inputs import describe
+
+    return describe(load(path), changed, names)
+
+
+def read_composite(name: str, rules: Sequence[str] | None = None, **parameters: Any) -> Composite:
+    """The composite that the options describe; parameters that are None are left to their rules."""
+    from lrp_onnx.rules import Composite, composite
+
+    given = {key: value for key, value in parameters.items() if value is not None}
+    for key in {"low", "high"} & given.keys():
+        given[key] = _numbers(key, given[key])
+    if name.endswith(".toml"):
+        chosen = Composite.from_toml(name)
+        chosen = replace(chosen, parameters={**chosen.parameters, **given})
+    else:
+        chosen = composite(name, **given)
+    overrides = {}
+    for rule in rules or ():
+        key, equals, value = rule.rpartition("=")
+        if not (equals and key and value):
+            raise RuleError(f"--rule {rule}: expected OP=RULE, such as Pow=gradient")
+        overrides[key] = value
+    return chosen.override(overrides) if overrides else chosen
+
+
+def _numbers(option: str, text: str) -> float | list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise RuleError(f"--{option} {text}: expected a number, or one per channel separated by commas") from None
+    return numbers[0] if len(numbers) == 1 else numbers
