@@ -194,18 +194,19 @@ def _to_onnx(
     program: torch.export.ExportedProgram, examples: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str]
 ) -> onnx.ModelProto:
     import torch
+    from onnxscript import optimizer
 
+    options: dict[str, Any] = {"input_names": inputs, "output_names": outputs, "verbose": False}
+    # The exporter's own optimisation fuses BatchNormalization, in float32: names are lost, and digits.
+    plain = "optimize" in inspect.signature(torch.onnx.export).parameters
+    if plain:
+        options["optimize"] = False
     with _random_state_kept():
-        exported = torch.onnx.export(
-            program,
-            examples,
-            dynamo=True,
-            opset_version=_OPSET,
-            input_names=inputs,
-            output_names=outputs,
-            verbose=False,
-        )
+        exported = torch.onnx.export(program, examples, dynamo=True, opset_version=_OPSET, **options)
     assert exported is not None
+    if plain:
+        optimizer.fold_constants(exported.model)
+        optimizer.remove_unused_nodes(exported.model)
     return exported.model_proto
 
 

@@ -15,6 +15,7 @@ from onnx_ir.passes.common import CheckerPass
 
 from lrp_onnx.errors import ModelError
 from lrp_onnx.graph.model import Graph, Node
+from lrp_onnx.graph.values import constant
 from lrp_onnx.runtime import first_line
 
 _NORMS = {"BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"}
@@ -73,9 +74,7 @@ def load(
     return Graph.from_proto(
         ir.to_proto(model) if canonical else proto,
         initializers={
-            str(key): value.const_value.numpy()
-            for key, value in model.graph.initializers.items()
-            if value.const_value is not None
+            str(key): array for key, value in model.graph.initializers.items() if (array := constant(value)) is not None
         },
         name=Path(name).name,
         sha256=digest,

@@ -48,7 +48,8 @@ class Graph:
     model : onnx.ModelProto
         The canonical model, as ONNX Runtime runs it.
     nodes, initializers, inputs, outputs
-        The same, in plain Python; `inputs` leaves out initializers that old models list as inputs too.
+        The same, in plain Python; `inputs` leaves out initializers that old models list as inputs too. Weights that
+        were fused are in float64 here, before `model` rounds them to its type.
     opset : int
         Version of the default operator set.
     metadata : dict of str to str

@@ -11,12 +11,18 @@ import onnx_ir as ir
 
 from lrp_onnx.graph.functions import DOMAIN, add_function, is_composite
 
+_EXACT = "exact"  # key of a value's metadata: what was computed, before it was rounded to the model's type
+
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array of an initializer, None for anything that is computed or fed."""
+    """The array of an initializer, None for anything that is computed or fed.
+
+    What a pass computed comes in float64, as it was before the model's type rounded it.
+    """
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
-    return value.const_value.numpy()
+    exact: np.ndarray | None = value.meta.get(_EXACT)
+    return value.const_value.numpy() if exact is None else exact
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -59,6 +65,8 @@ def add_constant(graph: ir.Graph, array: np.ndarray, name: str, dtype: ir.DataTy
         unique = f"{name}_{count}"
     tensor = ir.tensor(np.array(array, dtype=dtype.numpy() if dtype else None, order="C"), name=unique)
     value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    if array.dtype == np.float64 and tensor.dtype != ir.DataType.DOUBLE:
+        value.meta[_EXACT] = array
     graph.register_initializer(value)
     return value
 
