@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def network(outputs: int = 3, last: nn.Module | None = None, **options: Any) -> 
         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, outputs), last or nn.Softmax(1),
     ]  # fmt: skip
     return convert(nn.Sequential(*layers).eval(), input_shape=(1, 12, 12), **options).model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Such small layers are faster so, and far faster when other processes use the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +179,7 @@ def test_a_checkpoint_of_another_run_or_a_broken_one_is_not_continued(model: onn
     retrain(model, *data, epochs=1, checkpoint=path)
     with pytest.raises(OutputError, match=r"state\.pt: there is a checkpoint already"):
         retrain(model, *data, epochs=1, checkpoint=path)
-    with pytest.raises(DataError, match="another run .*learning rate"):  # noqa: RUF043
+    with pytest.raises(DataError, match="another run, with other learning rate;"):
         retrain(model, *data, epochs=1, checkpoint=path, resume=True, learning_rate=0.5)
     with pytest.raises(DataError, match="other training"):
         retrain(model, shapes(60, 5), data[1], epochs=1, checkpoint=path, resume=True)
@@ -239,7 +249,8 @@ def test_picture_folders_are_joined_and_go_through_the_models_preprocessing(tmp_
         proto, [old, again, tmp_path / "new"], 0.2, epochs=2, step=lambda done, every: steps.append((done, every))
     )
     assert [Path(path).name for path in result.failures] == ["broken.png"]
-    assert len(result.history) == 3 and steps[-1][1] == 2 * (80 + 5 + 41 - round(0.2 * 121)) or steps
+    done, total = steps[-1]
+    assert len(result.history) == 3 and 2 * (126 - 24 - 3) <= total <= 2 * (126 - 24) and 0 <= total - done <= 1
 
 
 def test_repetitions_of_a_sample_never_stand_on_both_sides_of_the_validation_split(model: onnx.ModelProto) -> None:
@@ -266,7 +277,7 @@ def test_data_that_does_not_fit_is_refused_with_what_is_wrong(model: onnx.ModelP
         ((x, y.astype(np.float32)), validation, {}, "use the loss mse or mae"),
         ((x, y), validation, {"loss": "mse"}, "no numbers to regress"),
         ((x, np.zeros((30, 2), np.float32)), (x, np.zeros((30, 2))), {"loss": "mae"}, "2 numbers .* gives 3"),
-        ([(x, y), (x[:, :, :6], y)], validation, {}, "cannot be joined|together"),
+        ([(x, y), (x[:, :, :6], y)], validation, {}, "cannot be trained on together"),
         ((x, y), 0.001, {}, "leaves one side empty"),
         ((x, y), validation, {"epochs": 0}, "epochs is 0"),
         ((x, y), validation, {"optimizer": "lion"}, "'lion' is not known here; expected one of sgd, adam"),
