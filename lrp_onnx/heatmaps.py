@@ -19,7 +19,7 @@ from lrp_onnx.engine.seed import Seed
 from lrp_onnx.errors import DataError, StoreError, TargetError
 from lrp_onnx.graph import Graph
 from lrp_onnx.inputs import Feed, classes_of, feed_for, first_readable, number_of_outputs, open_both
-from lrp_onnx.predictions import judge, wrong_rows
+from lrp_onnx.predictions import judge, own_output, wrong_rows
 from lrp_onnx.rules import Composite
 from lrp_onnx.store import HeatmapStore, LayerInfo, StoreSpec
 
@@ -310,7 +310,10 @@ class _Run:
         # the ledger is of the whole batch: its part that is padding or done already is left out in proportion
         self.totals["biases"] += sum(float(node.bias) for node in result.conservation) * len(fresh) / len(result.output)
         targets = None if batch.targets is None else batch.targets[fresh]
-        verdict = judge(output.numpy(), batch.labels[fresh], targets)
+        judged = output.numpy()
+        if targets is not None:
+            judged = own_output(self.graph, self.explainer.output, judged)
+        verdict = judge(judged, batch.labels[fresh], targets)
         return {
             "attribution": self.feed.channels_first(relevance[self.feed.input].numpy()),
             "prediction": output.numpy(),

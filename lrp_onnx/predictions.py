@@ -85,7 +85,7 @@ def judge(output: np.ndarray, labels: np.ndarray, targets: np.ndarray | None = N
     Parameters
     ----------
     output : (n, …)
-        Logits, or regressed values.
+        Logits; with `targets` the regressed values (`own_output`, where the model ends in Sigmoid).
     labels : int (n,)
         -1 where none is known.
     targets : (n, T), optional
@@ -133,10 +133,9 @@ def predict(
         if len(output) < n:
             raise DataError(f"{graph.name}: output '{name}' has shape {output.shape} for a batch of {n}")
         output = output[:n]
-        verdict = judge(output, batch.labels, batch.targets)
-        yield BatchResult(
-            batch.rows, batch.paths, batch.labels, batch.targets, output, _scores(graph, name, output), verdict
-        )
+        scores = own_output(graph, name, output)
+        verdict = judge(output if batch.targets is None else scores, batch.labels, batch.targets)
+        yield BatchResult(batch.rows, batch.paths, batch.labels, batch.targets, output, scores, verdict)
 
 
 def write_predictions(
@@ -237,7 +236,7 @@ def wrong_rows(results: str | os.PathLike[str], dataset: Dataset) -> list[int]:
     return sorted(wrong)
 
 
-def _scores(graph: Graph, name: str, output: np.ndarray) -> np.ndarray:
+def own_output(graph: Graph, name: str, output: np.ndarray) -> np.ndarray:
     """The model's own output from the logits in front of the activation that was cut off."""
     activation = graph.cuts[name].op_type if name in graph.cuts else ""
     logits = output.astype(np.float64)
