@@ -77,10 +77,12 @@ def route(site: Site) -> Backward:
 
 
 @rule("product", needs=(), zeros="moved")
-def product(site: Site, *, gate: str = "half") -> Backward:
+def product(site: Site, *, gate: str = "signal") -> Backward:
     """Mul: by a constant, pass; of two activations, R/2 each (AttnLRP).
 
-    gate="signal" gives all to the other side where one side is a gate, the output of a Sigmoid or Softmax.
+    Where one side is a gate, the output of a Sigmoid or Softmax, the other side takes all. gate="half" halves there
+    too: relevance then goes through the gate, whose Sigmoid does not vanish where its input z does, and R / z of the
+    layer below explodes (EfficientNetB0 with epsilon: 2e5 at the input for a logit of 0.5).
     """
     if gate not in ("half", "signal"):
         raise RuleError(f"gate must be 'half' or 'signal', not '{gate}'")
