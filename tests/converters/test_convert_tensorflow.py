@@ -12,7 +12,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
+from lrp_onnx import Explainer, composite
 from lrp_onnx.converters import convert
 from lrp_onnx.converters.coexist import order_imports
 from lrp_onnx.errors import ConversionError
@@ -296,7 +298,7 @@ KERAS_APPLICATIONS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERAS_APPLICATIONS)
-def test_keras_application_agrees(name: str) -> None:
+def test_keras_application_agrees_and_is_explained(name: str) -> None:
     keras.utils.set_random_seed(0)
     model = getattr(keras.applications, name)(weights=None)
     random = np.random.default_rng(0)
@@ -309,3 +311,10 @@ def test_keras_application_agrees(name: str) -> None:
     conversion = convert(model)
     assert conversion.relative < 1e-4
     assert dims(conversion.model.graph.input[0])[0] == "batch"
+    explainer = Explainer(conversion.model, composite("epsilon", eps=1e-12), dtype="float64")
+    size = [length or 224 for length in model.input_shape[1:]]
+    explanation = explainer.explain(random.uniform(0, 255, (1, *size)))
+    (relevance,) = explanation.relevance.values()
+    logit, biases = explanation.output.max(), sum(node.bias for node in explanation.conservation)
+    assert torch.isfinite(relevance).all() and relevance.abs().max() > 0
+    torch.testing.assert_close(relevance.sum() + biases, logit, rtol=1e-3, atol=0)
