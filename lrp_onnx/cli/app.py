@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from lrp_onnx import __version__
-from lrp_onnx.cli import convert, demo, heatmaps, inspect, render, test
+from lrp_onnx.cli import assign, cluster, convert, demo, heatmaps, inspect, render, test
 from lrp_onnx.errors import LrpOnnxError
 
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
@@ -45,7 +45,7 @@ def program(
     """Take the options that stand in front of a command; `run` has read --debug before, wherever it stood."""
 
 
-for command in (convert, inspect, test, heatmaps, render, demo):
+for command in (convert, inspect, test, heatmaps, render, cluster, assign, demo):
     app.command(command.NAME)(command.command)
 
 

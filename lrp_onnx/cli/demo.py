@@ -19,7 +19,7 @@ def command(
 ) -> None:
     """Convert a PyTorch and a Keras model, explain them on photographs, and draw what they looked at.
 
-    Needs the packages of the extra: pip install "lrp-onnx[demo]"
+    Needs the packages of the extra "demo".
     """
     from lrp_onnx.demo import run_demo
 

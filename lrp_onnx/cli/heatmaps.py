@@ -15,6 +15,7 @@ from lrp_onnx.cli.options import (
     CompositeOption,
     Data,
     EpsOption,
+    ExtensionsOption,
     GammaOption,
     HighOption,
     JsonOption,
@@ -26,6 +27,7 @@ from lrp_onnx.cli.options import (
     UnlabelledOption,
     load_model,
     read_composite,
+    run_extensions,
 )
 from lrp_onnx.cli.output import count, progress, show_failures, show_json, show_notes, status
 
@@ -38,6 +40,7 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="HDF5 store to write.")] = Path("heatmaps.h5"),
     composite: CompositeOption = "epsilon-plus-flat",
     rule: RuleOption = None,
+    extensions: ExtensionsOption = None,
     target: Annotated[
         str, typer.Option("--target", metavar="predicted|label|INT", help="The output to explain.")
     ] = "predicted",
@@ -97,6 +100,7 @@ def command(
     from lrp_onnx.inputs import open_both
 
     check_output(output, resume=resume, overwrite=overwrite)
+    run_extensions(extensions)
     rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
     with status(f"Loading {model}"):
         graph, dataset = open_both(load_model(model, preprocess, classes), data, unlabelled=unlabelled)

@@ -13,6 +13,7 @@ from lrp_onnx.cli.options import (
     ClassesOption,
     CompositeOption,
     EpsOption,
+    ExtensionsOption,
     GammaOption,
     HighOption,
     JsonOption,
@@ -22,6 +23,7 @@ from lrp_onnx.cli.options import (
     RuleOption,
     load_model,
     read_composite,
+    run_extensions,
 )
 from lrp_onnx.cli.output import count, show_json, status
 
@@ -36,6 +38,7 @@ def command(
     model: Model,
     composite: CompositeOption = "epsilon-plus-flat",
     rule: RuleOption = None,
+    extensions: ExtensionsOption = None,
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
     eps: EpsOption = None,
@@ -49,6 +52,7 @@ def command(
 
     The output names of the nodes are what `heatmaps --layers` takes.
     """
+    run_extensions(extensions)
     rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
     with status(f"Loading {model}"):
         found = describe_model(load_model(model, preprocess, classes), rules)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,6 @@ from lrp_onnx.errors import DataError, RuleError
 
 if TYPE_CHECKING:
     from lrp_onnx.graph import Graph
-    from lrp_onnx.preprocess import Preprocess
     from lrp_onnx.rules import Composite
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)]
@@ -33,7 +31,7 @@ PreprocessOption = Annotated[
         metavar="NAME|FILE|JSON",
         help="How pictures become inputs: a preset (imagenet, keras-caffe, keras-tf, keras-torch, unit, "
         'efficientnet-lite), a JSON file, or JSON such as \'{"preset": "imagenet", "size": 299}\'. '
-        "Overrides what the model says.",
+        "A size left out is that of the model. Overrides what the model says.",
         show_default=False,
     ),
 ]
@@ -51,12 +49,31 @@ UnlabelledOption = Annotated[
 ]
 CompositeOption = Annotated[
     str,
-    typer.Option("--composite", metavar="NAME|FILE", help="Which node gets which rule: a built-in name or TOML file."),
+    typer.Option(
+        "--composite",
+        metavar="NAME|FILE",
+        help="Which node gets which rule: a TOML file, or epsilon, epsilon-plus, epsilon-plus-flat, "
+        "epsilon-alpha2-beta1, epsilon-alpha2-beta1-flat, epsilon-gamma-box, montavon2019, excitation-backprop, hudd, "
+        "attnlrp, gradient, input-x-gradient, guided-backprop, deconvnet.",
+    ),
 ]
 RuleOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--rule", metavar="OP=RULE", help="Rule for an op type or node-name pattern; repeatable.", show_default=False
+        "--rule",
+        metavar="OP=RULE",
+        help='Rule for an op type, or for nodes by a pattern with "*" of their names, which `inspect --json` lists; '
+        "repeatable.",
+        show_default=False,
+    ),
+]
+ExtensionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--extensions",
+        metavar="FILE|MODULE",
+        help="Python file or module with rules and ops of your own, run first; repeatable.",
+        show_default=False,
     ),
 ]
 EpsOption = Annotated[
@@ -65,7 +82,9 @@ EpsOption = Annotated[
 GammaOption = Annotated[float | None, typer.Option("--gamma", help="Parameter of the gamma rule.", show_default=False)]
 BiasOption = Annotated[
     str | None,
-    typer.Option("--bias", metavar="absorb|ignore", help="What biases do with relevance.", show_default=False),
+    typer.Option(
+        "--bias", metavar="absorb|ignore", help="Biases absorb relevance (default), or get none.", show_default=False
+    ),
 ]
 LowOption = Annotated[
     str | None,
@@ -83,14 +102,23 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def read_preprocess(text: str | None) -> Preprocess | None:
-    """A preset's name, a JSON file or JSON; with "preset" among its keys, the other keys change that preset."""
+def run_extensions(names: Sequence[str] | None) -> None:
+    """Import files or modules, which register rules and ops."""
+    if names:
+        from lrp_onnx.converters.factory import load_module
+
+        for name in names:
+            load_module(name)
+
+
+def read_preprocess(text: str | None) -> dict[str, Any] | None:
+    """A preset's name, a JSON file or JSON, as what `Preprocess.from_json` takes."""
     from lrp_onnx.preprocess import PRESETS, Preprocess
 
     if text is None:
         return None
     if text in PRESETS:
-        return Preprocess.preset(text)
+        return {"preset": text}
     if not text.lstrip().startswith("{"):
         if not Path(text).is_file():
             raise DataError(f"--preprocess {text}: no such preset or file; presets: {', '.join(PRESETS)}")
@@ -99,9 +127,10 @@ def read_preprocess(text: str | None) -> Preprocess | None:
         values = json.loads(text)
     except ValueError as error:
         raise DataError(f"--preprocess: not valid JSON ({error}): {text[:80]}") from error
-    if isinstance(values, dict) and "preset" in values:
-        return Preprocess.preset(str(values.pop("preset")), **values)
-    return Preprocess.from_json(text)
+    if not isinstance(values, dict):
+        raise DataError(f"--preprocess: expected a JSON object, got {text[:80]}")
+    Preprocess.from_json(values)  # what is wrong with it should show before the model is read
+    return values
 
 
 def read_classes(path: Path | None) -> list[str] | None:
@@ -131,11 +160,14 @@ def read_shape(text: str) -> tuple[int, ...]:
 
 def load_model(path: Path, preprocess: str | None, classes: Path | None) -> Graph:
     """The model, with what the options say in place of its own metadata."""
-    changed, names = read_preprocess(preprocess), read_classes(classes)
+    said, names = read_preprocess(preprocess), read_classes(classes)
     from lrp_onnx.graph import load
     from lrp_onnx.inputs import describe
+    from lrp_onnx.preprocess import Preprocess
 
-    return describe(load(path), changed, names)
+    graph = load(path)
+    shape = next((info.shape for info in graph.inputs.values()), None) or ()
+    return describe(graph, None if said is None else Preprocess.for_input(said, shape[1:]), names)
 
 
 def read_composite(name: str, rules: Sequence[str] | None = None, **parameters: Any) -> Composite:
@@ -145,11 +177,8 @@ def read_composite(name: str, rules: Sequence[str] | None = None, **parameters: 
     given = {key: value for key, value in parameters.items() if value is not None}
     for key in {"low", "high"} & given.keys():
         given[key] = _numbers(key, given[key])
-    if name.endswith(".toml"):
-        chosen = Composite.from_toml(name)
-        chosen = replace(chosen, parameters={**chosen.parameters, **given})
-    else:
-        chosen = composite(name, **given)
+    chosen = Composite.from_toml(name) if name.endswith(".toml") else composite(name)
+    chosen = chosen.with_parameters(given)
     overrides = {}
     for rule in rules or ():
         key, equals, value = rule.rpartition("=")

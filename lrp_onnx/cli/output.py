@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 _MOST_FAILURES = 10  # shown one by one
@@ -50,6 +50,21 @@ def progress(what: str) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total)
 
         yield Progress(show)
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Called by the library with (step, done, total); shows a bar for one step after the other, as `progress` does."""
+    with ExitStack() as shown:
+        bars: dict[str, Progress] = {}
+
+        def show(step: str, done: int, total: int) -> None:
+            if step not in bars:
+                shown.close()
+                bars[step] = shown.enter_context(progress(step))
+            bars[step](done, total)
+
+        yield show
 
 
 @contextmanager

@@ -25,12 +25,21 @@ def command(
     layers: Annotated[
         str | None,
         typer.Option(
-            "--layers", metavar="all|NAMES", help="Inner tensors to draw, separated by commas.", show_default=False
+            "--layers",
+            metavar="all|NAMES",
+            help="Inner tensors of the store to draw too, separated by commas.",
+            show_default=False,
         ),
     ] = None,
-    cmap: Annotated[str, typer.Option("--cmap", help="Colour map.")] = "seismic",
-    percentile: Annotated[float, typer.Option("--percentile", help="Where the colours saturate.")] = 99.5,
-    per_class: Annotated[bool, typer.Option("--per-class/--one-sheet", help="Contact sheets, or one.")] = True,
+    cmap: Annotated[
+        str, typer.Option("--cmap", help="Colour map: seismic, bwr, coldnhot, hot, gray, viridis.")
+    ] = "seismic",
+    percentile: Annotated[
+        float, typer.Option("--percentile", help="Of |relevance|, where the colours saturate.")
+    ] = 99.5,
+    per_class: Annotated[
+        bool, typer.Option("--per-class/--one-sheet", help="A contact sheet for each class, or one for all.")
+    ] = True,
     limit: Annotated[int | None, typer.Option("--limit", help="Draw the first so many.", show_default=False)] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,

@@ -11,12 +11,14 @@ import typer
 from lrp_onnx.cli.options import (
     ClassesOption,
     Data,
+    ExtensionsOption,
     JsonOption,
     Model,
     OverwriteOption,
     PreprocessOption,
     UnlabelledOption,
     load_model,
+    run_extensions,
 )
 from lrp_onnx.cli.output import count, progress, show_failures, show_json, show_notes, status
 
@@ -30,6 +32,7 @@ def command(
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
     unlabelled: UnlabelledOption = False,
+    extensions: ExtensionsOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Samples at a time.")] = 32,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -41,6 +44,7 @@ def command(
     from lrp_onnx.files import refuse_existing
 
     refuse_existing(output, overwrite)
+    run_extensions(extensions)
     with status(f"Loading {model}"):
         graph = load_model(model, preprocess, classes)
     from lrp_onnx.inputs import open_both

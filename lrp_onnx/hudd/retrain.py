@@ -105,7 +105,8 @@ def retrain(
         Inputs are arrays (N, …); answers int (N,) class indexes, or float (N, T) for "mse" and "mae". A single logit
         tells class 1 from class 0. Pictures go through the model's own preprocessing.
     validation : as `training`, or float
-        A fraction of the training samples to set aside; repetitions of a sample stay together.
+        A fraction of the training samples to set aside; repetitions of a sample stay together. Better are samples that
+        the model has never learned from: on those that it knows by heart hardly an epoch beats the original.
     epochs : int
         Largest number of passes over the training set.
     optimizer : {"sgd", "adam"}

@@ -58,14 +58,16 @@ def examples(graph: Graph, source: Data | Sequence[Data], *, regression: bool, w
     Raises
     ------
     DataError
-        Samples without a label or of a class that the model does not have, targets where labels are needed, several
-        sources that cannot be joined.
+        No samples, samples without a label or of a class that the model does not have, targets where labels are needed,
+        several sources that cannot be joined.
     """
     sources = source if isinstance(source, list) else [source]
     if not sources:
         raise DataError(f"{what}: no data given")
     parts = [_open(graph, part, what) for part in sources]  # type: ignore[arg-type]
     dataset = parts[0] if len(parts) == 1 else _join(parts, what)
+    if not len(dataset):
+        raise DataError(f"{what}: {dataset.root} has no samples; expected at least one")
     return Examples(dataset, feed_for(graph, dataset), _answers(dataset, regression, what))
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from lrp_onnx.converters import convert
-from lrp_onnx.data import open_dataset
+from lrp_onnx.data import Dataset, open_dataset
 from lrp_onnx.errors import DataError, OutputError
 from lrp_onnx.hudd.retrain import Epoch, Retrained, retrain, verdict
 from lrp_onnx.preprocess import Preprocess
@@ -270,6 +270,7 @@ def test_repetitions_of_a_sample_never_stand_on_both_sides_of_the_validation_spl
 def test_data_that_does_not_fit_is_refused_with_what_is_wrong(model: onnx.ModelProto) -> None:
     x, y = shapes(30, 1)
     validation = shapes(10, 2)
+    nothing = Dataset(Path("unsafe"), [], array=x)  # as when no image was selected
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
         ((x, y + 1), validation, {}, "class index 3, but the model tells 3 classes apart"),
         ((x, y - 1), validation, {}, "samples have no label"),
@@ -279,6 +280,8 @@ def test_data_that_does_not_fit_is_refused_with_what_is_wrong(model: onnx.ModelP
         ((x, np.zeros((30, 2), np.float32)), (x, np.zeros((30, 2))), {"loss": "mae"}, "2 numbers .* gives 3"),
         ([(x, y), (x[:, :, :6], y)], validation, {}, "cannot be trained on together"),
         ((x, y), 0.001, {}, "leaves one side empty"),
+        (nothing, validation, {}, "training set: .* has no samples"),
+        ((x, y), nothing, {}, "validation set: .* has no samples"),
         ((x, y), validation, {"epochs": 0}, "epochs is 0"),
         ((x, y), validation, {"optimizer": "lion"}, "'lion' is not known here; expected one of sgd, adam"),
     ]

@@ -1,0 +1,218 @@
+"""Charts of a clustering: how its scores depend on the number of clusters, and the tree that was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from lrp_onnx.hudd.clusters import NOISE, LayerScores
+from lrp_onnx.hudd.curves import Curves
+from lrp_onnx.hudd.tree import Floats, Labels, merges_for
+
+RGB = NDArray[np.uint8]  # (H, W, 3)
+WIDTH = 1200  # pixels
+MOST_CLUSTERS_DRAWN = 200  # more branches than this nobody can tell apart
+_LEAST_LEAVES = 60
+_PAPER, _INK, _FAINT, _LINE, _MARK, _GRID = "#ffffff", "#1f2328", "#6a737d", "#1f5fa8", "#c62828", "#e4e8ec"
+_BRANCHES = (
+    "#1f5fa8",
+    "#c6622d",
+    "#2e7d4f",
+    "#8e44ad",
+    "#b8860b",
+    "#16858f",
+    "#c2407c",
+    "#5d6d7e",
+    "#7a8b1f",
+    "#8c564b",
+)
+_TEXT, _TITLE = 18, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM, _BETWEEN = 110, 40, 124, 64, 72
+_PANEL = 300
+_FINER = 2  # drawn so much larger, then reduced: Pillow's lines are not smooth otherwise
+
+
+def curve_chart(scores: LayerScores, profile: str) -> RGB:
+    """Scores over the number of clusters, the chosen number marked; uint8 (H, 1200, 3)."""
+    curves = scores.curves
+    panels: list[tuple[str, Floats]] = [("weighted intra-cluster distance", curves.weighted_distance)]
+    if profile == "hudd":
+        panels = [("WICD", curves.wicd), ("derivative of WICD", curves.gradient)]
+    panels.append(("mean silhouette", curves.silhouette))
+    height = _TOP + len(panels) * (_PANEL + _BETWEEN) - _BETWEEN + _BOTTOM
+    page = _Page(height, f"{scores.layer}: {_clusters(scores.k)}", f"chosen: {scores.how_k}")
+    for place, (name, values) in enumerate(panels):
+        top = _TOP + place * (_PANEL + _BETWEEN)
+        _curve(page, top, name, curves, values, scores.k, last=place == len(panels) - 1)
+    return page.done()
+
+
+def dendrogram_chart(scores: LayerScores, labels: Labels, linkage: str) -> RGB | None:
+    """The tree above its last merges, branches coloured by cluster, and where it was cut; uint8 (H, 1200, 3).
+
+    None when there are too many clusters to tell their branches apart.
+    """
+    from scipy.cluster.hierarchy import dendrogram
+
+    tree, count = scores.tree, len(scores.tree) + 1
+    if scores.k > MOST_CLUSTERS_DRAWN:
+        return None
+    drawn = dendrogram(tree, p=min(count, max(_LEAST_LEAVES, scores.k)), truncate_mode="lastp", no_plot=True)
+    of_leaf = [int(labels[_first_image(tree, leaf)]) for leaf in drawn["leaves"]]
+    done = merges_for(tree, scores.k)
+    cut = float(tree[done, 2]) if done < len(tree) else np.inf
+    page = _Page(
+        _TOP + 2 * _PANEL + _BOTTOM, f"{scores.layer}: {_clusters(scores.k)} of {count} images", f"{linkage} linkage"
+    )
+    bottom, highest = _TOP + 2 * _PANEL, float(tree[-1, 2]) * 1.03 or 1.0
+    x_of = _scale((0, 10 * len(of_leaf)), (_LEFT, WIDTH - _RIGHT))  # scipy's leaves stand at 5, 15, 25, …
+    y_of = _scale((0, highest), (bottom, _TOP))
+    _axis(page, y_of, (0, highest), "height of the merge", (_TOP, bottom))
+    starts = [leaf for leaf in range(len(of_leaf)) if leaf == 0 or of_leaf[leaf] != of_leaf[leaf - 1]]
+    colours: list[str] = []  # of each leaf; they change from branch to branch, so that neighbours differ
+    for place, (start, end) in enumerate(pairwise([*starts, len(of_leaf)])):
+        noise = of_leaf[start] == NOISE
+        colours += [_FAINT if noise else _BRANCHES[place % len(_BRANCHES)]] * (end - start)
+        name = "noise" if noise else str(of_leaf[start])
+        _name_branch(page, name, (x_of(10 * start), x_of(10 * end)), bottom, colours[-1])
+    for xs, ys in zip(drawn["icoord"], drawn["dcoord"], strict=True):
+        colour = colours[int((xs[0] - 5) // 10)] if ys[1] < cut else _FAINT
+        page.line([(x_of(x), y_of(y)) for x, y in zip(xs, ys, strict=True)], colour, 2)
+    if np.isfinite(cut) and done:
+        height = y_of((float(tree[done - 1, 2]) + cut) / 2)
+        page.dashes((_LEFT, height), (WIDTH - _RIGHT, height), _MARK)
+    page.text(((_LEFT + WIDTH - _RIGHT) / 2, bottom + 44), "cluster", _FAINT, "mm")
+    return page.done()
+
+
+def _curve(page: _Page, top: int, name: str, curves: Curves, values: Floats, chosen: int, *, last: bool) -> None:
+    bottom, ks = top + _PANEL, curves.k
+    known = np.isfinite(values)
+    x_range = (float(ks[0]) - 0.5, float(ks[-1]) + 0.5)
+    x_of = _scale(x_range, (_LEFT, WIDTH - _RIGHT))
+    y_range = _range_of(values[known])
+    y_of = _scale(y_range, (bottom, top))
+    _axis(page, y_of, y_range, name, (top, bottom))
+    for k in _ticks(x_range, 12, whole=True):
+        page.line([(x_of(k), bottom), (x_of(k), bottom + 6)], _FAINT, 1)
+        page.text((x_of(k), bottom + 10), _label(k), _FAINT, "mt")
+    if last:
+        page.text(((_LEFT + WIDTH - _RIGHT) / 2, bottom + 48), "number of clusters k", _INK, "mm")
+    points = [(x_of(k), y_of(v)) for k, v in zip(ks[known].tolist(), values[known].tolist(), strict=True)]
+    if not points:
+        page.text(((_LEFT + WIDTH - _RIGHT) / 2, (top + bottom) / 2), "not defined: one cluster only", _FAINT, "mm")
+    page.line(points, _LINE, 3)
+    if len(points) <= 60:
+        for point in points:
+            page.dot(point, 4, _LINE)
+    if ks[0] <= chosen <= ks[-1]:
+        page.dashes((x_of(chosen), top), (x_of(chosen), bottom), _MARK)
+        value = values[np.flatnonzero(ks == chosen)[0]]
+        said = f"k = {chosen}" + (f": {value:.4g}" if np.isfinite(value) else "")
+        page.text((WIDTH - _RIGHT, top - 8), said, _MARK, "rb")
+        if np.isfinite(value):
+            page.dot((x_of(chosen), y_of(float(value))), 7, _MARK)
+
+
+def _axis(page: _Page, y_of: Callable[[float], float], values: tuple[float, float], name: str, ends: Any) -> None:
+    top, bottom = ends
+    for value in _ticks(values, 5):
+        page.line([(_LEFT, y_of(value)), (WIDTH - _RIGHT, y_of(value))], _GRID, 1)
+        page.text((_LEFT - 10, y_of(value)), _label(value), _FAINT, "rm")
+    page.line([(_LEFT, top), (_LEFT, bottom), (WIDTH - _RIGHT, bottom)], _FAINT, 1)
+    page.text((_LEFT, top - 8), name, _INK, "lb")
+
+
+def _name_branch(page: _Page, name: str, ends: tuple[float, float], bottom: float, colour: str) -> None:
+    left, right = ends
+    page.line([(left + 2, bottom + 6), (right - 2, bottom + 6)], colour, 5)
+    if page.width_of(name) <= right - left:
+        page.text(((left + right) / 2, bottom + 14), name, colour, "mt")
+
+
+def _first_image(tree: Floats, node: int) -> int:
+    count = len(tree) + 1
+    while node >= count:
+        node = int(tree[node - count, 0])
+    return node
+
+
+def _scale(values: tuple[float, float], pixels: tuple[float, float]) -> Callable[[float], float]:
+    (low, high), (first, last) = values, pixels
+    return lambda value: first + (value - low) / (high - low) * (last - first)
+
+
+def _range_of(values: ArrayLike) -> tuple[float, float]:
+    found = np.asarray(values)
+    if not found.size:
+        return 0.0, 1.0
+    low, high = float(found.min()), float(found.max())
+    room = 0.06 * (high - low) or 0.5 * abs(high) or 0.5
+    return low - room, high + room
+
+
+def _ticks(values: tuple[float, float], most: int, *, whole: bool = False) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) between two values, at most about `most`."""
+    low, high = values
+    rough = (high - low) / most
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    step = max(step, 1.0) if whole else step
+    return [round(i * step, 12) for i in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
+
+
+def _clusters(number: int) -> str:
+    return f"{number} cluster{'' if number == 1 else 's'}"
+
+
+def _label(value: float) -> str:
+    return f"{value:.4g}"
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size * _FINER)  # ships with Pillow, so charts look alike on every machine
+
+
+class _Page:
+    """White paper with a title, addressed in pixels of the finished picture."""
+
+    def __init__(self, height: int, title: str, subtitle: str) -> None:
+        self.image = Image.new("RGB", (WIDTH * _FINER, height * _FINER), _PAPER)
+        self.draw = ImageDraw.Draw(self.image)
+        self.text((24, 18), title, _INK, "lt", _TITLE)
+        self.text((24, 52), subtitle, _FAINT, "lt")
+
+    def line(self, points: Sequence[tuple[float, float]], colour: str, width: int) -> None:
+        if len(points) > 1:
+            self.draw.line([_finer(p) for p in points], fill=colour, width=width * _FINER, joint="curve")
+
+    def dashes(self, start: tuple[float, float], end: tuple[float, float], colour: str, dash: float = 8) -> None:
+        one, other = np.array(start), np.array(end)
+        length = float(np.hypot(*(other - one)))
+        step = (other - one) / max(length, 1)
+        for position in np.arange(0, length, 2 * dash):
+            stop = min(position + dash, length)
+            self.line([tuple(one + position * step), tuple(one + stop * step)], colour, 2)
+
+    def dot(self, centre: tuple[float, float], radius: float, colour: str) -> None:
+        self.draw.circle(_finer(centre), radius * _FINER, fill=colour)
+
+    def text(self, at: tuple[float, float], text: str, colour: str, anchor: str, size: int = _TEXT) -> None:
+        self.draw.text(_finer(at), text, fill=colour, font=_font(size), anchor=anchor)
+
+    def width_of(self, text: str) -> float:
+        return float(_font(_TEXT).getlength(text)) / _FINER
+
+    def done(self) -> RGB:
+        return np.asarray(self.image.reduce(_FINER))
+
+
+def _finer(point: tuple[float, float]) -> tuple[float, float]:
+    return point[0] * _FINER, point[1] * _FINER

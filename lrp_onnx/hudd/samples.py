@@ -1,0 +1,124 @@
+"""What a person sees of the samples of a store: image and heatmap side by side, classes, the image file in a folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrp_onnx.data import open_dataset
+from lrp_onnx.hudd.folders import link_or_copy
+from lrp_onnx.preprocess import Preprocess
+from lrp_onnx.render import SheetItem, bar_strip, contact_sheet, overlay, reduce_channels, save_png, to_rgb
+from lrp_onnx.store import HeatmapStore
+
+RGB = NDArray[np.uint8]  # (H, W, 3)
+FRAME_SECONDS = 0.6  # HUDD's: 100 images a minute
+_HEIGHT = 240  # pixels of a picture in a GIF
+_BLANK = 235
+_LONGEST_NAME = 60  # characters, so that a number before it stays within what file systems take
+
+
+class Samples:
+    """The samples of an open heatmap store, by row.
+
+    Parameters
+    ----------
+    store : HeatmapStore
+    heatmaps : bool
+        Whether `pictures` shows the heatmap of the input beside the image.
+    """
+
+    def __init__(self, store: HeatmapStore, *, heatmaps: bool = True) -> None:
+        self.store, self.heatmaps = store, heatmaps
+        self.columns, self.classes, self.targets = store.samples, store.classes or [], store.target_values
+        self.preprocess = Preprocess.from_json(store.preprocess) if store.preprocess else None
+        self._open = lru_cache(maxsize=1)(open_dataset)  # an array file holds many samples
+
+    def path(self, row: int) -> str:
+        return str(self.columns["path"][row])
+
+    def name(self, row: int) -> str:
+        """The file's name."""
+        return PurePosixPath(self.path(row).replace("\\", "/")).name
+
+    def expected(self, row: int) -> str:
+        """Class or regression target; empty when there is none."""
+        if self.targets is not None:
+            return _numbers(self.targets[row])
+        return self._class(int(self.columns["label"][row]))
+
+    def predicted(self, row: int) -> str:
+        """Class, or regressed values."""
+        predicted = int(self.columns["predicted"][row])
+        return self._class(predicted) if predicted >= 0 else _numbers(self.store.prediction[row])
+
+    def _class(self, index: int) -> str:
+        return "" if index < 0 else str(self.classes[index]) if index < len(self.classes) else str(index)
+
+    def verdict(self, row: int) -> str:
+        """Expected and predicted in one line."""
+        expected = self.expected(row)
+        return (
+            f"expected {expected}, predicted {self.predicted(row)}" if expected else f"predicted {self.predicted(row)}"
+        )
+
+    def image(self, row: int) -> RGB | None:
+        """What the model saw, uint8 (H, W, 3), rebuilt from the sample's file; None when that is impossible."""
+        if self.preprocess is None:
+            return None
+        path, position = self.path(row), 0
+        if in_array := re.fullmatch(r"(.+)\[(\d+)\]", path):
+            path, position = in_array[1], int(in_array[2])
+        try:
+            return self.preprocess.inverse(self._open(path).read(position, self.preprocess))
+        except Exception:  # decoders raise anything on a file that moved or broke; the heatmap can still be shown
+            return None
+
+    def pictures(self, row: int) -> list[RGB]:
+        """As many for each sample of a store: the image (grey when it is gone) and the heatmap over it.
+
+        Samples that are no pictures are shown by their heatmap alone.
+        """
+        relevance = np.asarray(self.store.attribution[row], dtype=np.float64)
+        if relevance.ndim < 2 or 1 in relevance.shape[-2:]:
+            return [bar_strip(relevance.ravel(), height=_HEIGHT)]
+        heatmap = reduce_channels(relevance)
+        if self.preprocess is None:
+            return [to_rgb(heatmap)]
+        image = self.image(row)
+        shown = np.full((*heatmap.shape, 3), _BLANK, dtype=np.uint8) if image is None else image
+        return [shown, overlay(shown, heatmap)] if self.heatmaps else [shown]
+
+    def place(self, row: int, folder: Path, number: int) -> bool:
+        """Put the image into a folder, named after a number and its own name; False when there is no image.
+
+        A hard link where the file system allows it, else a copy; what comes out of an array file becomes a PNG.
+        """
+        target = folder / f"{number:04d}-{self.name(row)[-_LONGEST_NAME:]}"
+        try:
+            link_or_copy(self.path(row), target)
+        except FileNotFoundError:
+            image = self.image(row)
+            if image is None:
+                return False
+            save_png(image, target.with_name(f"{target.name}.png"))
+        return True
+
+
+def save_gif(items: Iterator[SheetItem], path: Path) -> None:
+    """Write an endless animation, a frame an item; all must have as many caption lines, and pictures of one size."""
+    from PIL import Image
+
+    frames = (Image.fromarray(contact_sheet([item], cell=_HEIGHT)) for item in items)
+    next(frames).save(
+        path, format="GIF", save_all=True, append_images=frames, duration=round(1000 * FRAME_SECONDS), loop=0
+    )
+
+
+def _numbers(values: Sequence[float] | NDArray[np.floating]) -> str:
+    return " ".join(f"{value:.4g}" for value in np.ravel(values).tolist())
