@@ -1,0 +1,1 @@
+"""The whole HUDD loop on handwritten digits, against the paper's two baselines."""
