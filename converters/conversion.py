@@ -95,7 +95,8 @@ def convert(
     trust_pickle : bool
         Allow files whose loading runs code that they contain: pickled modules, Keras Lambda layers.
     preprocess : Preprocess or mapping, optional
-        How images become inputs; written into the model's metadata, and random inputs are drawn from its range.
+        How images become inputs, such as {"preset": "imagenet"}; a size left out is that of the model's input. Written
+        into the model's metadata, and random inputs are drawn from its range.
     classes : sequence of str, optional
         Class names in the order of the outputs; written into the model's metadata.
     tolerance : float
@@ -114,22 +115,23 @@ def convert(
     DataError
         When `preprocess` is not valid.
     """
-    pictures = _preprocess(preprocess)
+    pictures = None if preprocess is None else _preprocess(preprocess, ())
     request = _request(source, weights, input_shape, example, pictures, trust_pickle, seed)
     with quiet():
         order_imports()
         loaded = _load(request)
-        if pictures is not None:
+        if preprocess is not None:
+            pictures = _preprocess(preprocess, loaded.inputs[0].shape)
             _check_pictures(loaded, pictures.shape)
         conversion = _first_that_agrees(loaded, request, pictures, tolerance)
     _write_metadata(conversion, loaded.version, pictures, classes)
     return conversion
 
 
-def _preprocess(value: Preprocess | Mapping[str, Any] | None) -> Preprocess | None:
+def _preprocess(said: Preprocess | Mapping[str, Any], shape: Sequence[int | None]) -> Preprocess:
     from lrp_onnx.preprocess import Preprocess
 
-    return Preprocess.from_json(value) if isinstance(value, Mapping) else value
+    return Preprocess.for_input(said, shape)
 
 
 def _request(
@@ -190,7 +192,7 @@ def _check_pictures(loaded: Loaded, shape: tuple[int, ...]) -> None:
     if len(loaded.inputs) == 1 and not fits:
         raise ConversionError(
             f"preprocess gives arrays of shape {shape}, but the model's input {loaded.inputs[0].name!r} is {own} "
-            "(one sample, None where free); mend its size, layout or colour"
+            "(one sample, None where free); mend its size, layout (NCHW or NHWC) or colour"
         )
 
 

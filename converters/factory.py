@@ -58,6 +58,19 @@ def build(text: str, seed: int) -> Any:
             return _call(factory, text)
 
 
+def load_module(name: str) -> ModuleType:
+    """
+    Import `package.module` or `path/to/file.py`; one beside the working directory is found too.
+
+    Raises
+    ------
+    ConversionError
+        When there is no such module, or it does not import.
+    """
+    with _importable(name):
+        return _import(name, name)
+
+
 def _import(module_name: str, text: str) -> ModuleType:
     try:
         if not module_name.endswith(".py"):

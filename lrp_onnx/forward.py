@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
-from lrp_onnx.errors import DataError
+from lrp_onnx.errors import DataError, ModelError
 from lrp_onnx.graph import Graph, Node
 from lrp_onnx.ops import find, run
 from lrp_onnx.runtime import first_line, open_session
@@ -34,6 +35,17 @@ def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Te
     return tensor
 
 
+def make_forward(graph: Graph, names: Iterable[str], dtype: torch.dtype, device: torch.device) -> Forward:
+    """ONNX Runtime for float32 on the CPU; torch otherwise, and for ops that a user gave a meaning in torch alone."""
+    if device.type == "cpu" and dtype == torch.float32:
+        try:
+            return OnnxRuntimeForward(graph, names)
+        except ModelError:
+            if not any(node.domain and find(node) for node in graph.nodes):
+                raise
+    return TorchForward(graph, names, dtype, device)
+
+
 class OnnxRuntimeForward:
     """ONNX Runtime on the CPU, with inner tensors exposed as further outputs."""
 
@@ -41,14 +53,17 @@ class OnnxRuntimeForward:
         self._direct = [name for name in names if name in graph.inputs]
         self._names = [name for name in names if name not in graph.inputs]
         self._session = open_session(graph.model, self._names, name=graph.name)
+        self._types = {n: onnx.helper.tensor_dtype_to_np_dtype(info.elem_type) for n, info in graph.inputs.items()}
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+        feeds = {name: tensor.numpy().astype(self._types[name], copy=False) for name, tensor in inputs.items()}
         try:
             arrays = self._session.run(self._names, feeds)
         except Exception as error:
             raise DataError(f"ONNX Runtime stopped: {first_line(error)}") from error
         result = {name: torch.from_numpy(array) for name, array in zip(self._names, arrays, strict=True)}
+        # the walk goes on in float32, whatever precision the model has
+        result = {name: values.float() if values.is_floating_point() else values for name, values in result.items()}
         return result | {name: inputs[name] for name in self._direct}
 
 

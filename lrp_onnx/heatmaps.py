@@ -176,7 +176,10 @@ def select_layers(plan: Plan, layers: str | Sequence[str]) -> list[str]:
     if isinstance(layers, str):
         layers = [layers] if layers in inner else layers.split(",")
     chosen: set[str] = set()
-    for wanted in filter(None, map(str.strip, layers)):
+    names = [name for name in map(str.strip, layers) if name]
+    if not names:
+        raise TargetError("no layer is named; expected 'input', 'all', or names and patterns of tensors")
+    for wanted in names:
         name = graph.aliases.get(wanted, wanted)
         found = {name} & {*inner, *graph.inputs} or {n for n in inner if fnmatchcase(n, wanted)}
         if not found:
@@ -225,6 +228,11 @@ class _Run:
         # Twice, so that a first dimension of 1 is not taken for the batch.
         inputs = self.feed.batch_of(np.stack([sample] * (self.feed.batch or 2)))
         result = self._explain(inputs, np.maximum(self.dataset.labels[:1], 0).repeat(len(inputs)))
+        if len(result.output) != len(inputs):
+            raise DataError(
+                f"{self.graph.name}: output '{self.explainer.output}' has shape {tuple(result.output.shape)} for a "
+                f"batch of {len(inputs)}; expected a row per sample"
+            )
         free = self.feed.batch is None
         for name in list(self.layers):
             declared = (self.graph.shapes.get(name) or (None,))[0]

@@ -13,6 +13,7 @@ import onnx
 
 from lrp_onnx.converters.conversion import CLASSES_KEY
 from lrp_onnx.data import Dataset, open_dataset
+from lrp_onnx.data.dataset import reason_of
 from lrp_onnx.errors import DataError
 from lrp_onnx.graph import Graph, load
 from lrp_onnx.preprocess import METADATA_KEY, Preprocess, guess_layout
@@ -135,7 +136,9 @@ def open_both(
     if unlabelled:
         samples = [replace(sample, label=None) for sample in dataset.samples]
         return graph, Dataset(dataset.root, samples, classes, dataset.array)
-    found = f"{len(dataset.classes)} classes" if dataset.classes else f"class index {dataset.labels.max()}"
+    found = f"class index {dataset.labels.max()}"
+    if dataset.classes:
+        found = f"{len(dataset.classes)} class{'es' if len(dataset.classes) > 1 else ''} in the data"
     raise DataError(
         f"{dataset.root}: {found}, but {graph.name} has {outputs} outputs and "
         f"{'no' if classes is None else 'other'} class names; give them with --classes, name folders by class index, "
@@ -153,7 +156,8 @@ def feed_for(graph: Graph, dataset: Dataset) -> Feed:
     """
     if len(graph.inputs) != 1:
         raise DataError(
-            f"{graph.name} has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); data is read for one"
+            f"{graph.name} has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); a data set holds one a sample. "
+            "Explain it in Python, with Explainer.explain({name: array, …})"
         )
     (info,) = graph.inputs.values()
     shape = info.shape or ()
@@ -190,7 +194,7 @@ def first_readable(dataset: Dataset, feed: Feed) -> np.ndarray:
         try:
             values = dataset.read(row, feed.preprocess)
         except Exception as error:  # decoders raise anything on broken files
-            reason = reason or f"{sample.path}: {' '.join(str(error).split()) or type(error).__name__}"
+            reason = reason or f"{sample.path}: {reason_of(error)}"
             continue
         if not _fits(values.shape, feed.shape):
             wanted = tuple("any" if size is None else size for size in feed.shape)

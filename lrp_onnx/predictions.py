@@ -14,7 +14,7 @@ import torch
 from lrp_onnx.data import Dataset, batches
 from lrp_onnx.errors import DataError
 from lrp_onnx.files import written_whole
-from lrp_onnx.forward import OnnxRuntimeForward
+from lrp_onnx.forward import make_forward
 from lrp_onnx.graph import Graph
 from lrp_onnx.inputs import classes_of, feed_for, first_readable, open_both, sample_name
 
@@ -115,7 +115,7 @@ def predict(
     *,
     batch_size: int = 32,
 ) -> Iterator[BatchResult]:
-    """Run a model over a data set in ONNX Runtime, batch by batch; unreadable samples go to ``data.failures``.
+    """Run a model over a data set, batch by batch; unreadable samples go to ``data.failures``.
 
     Raises
     ------
@@ -126,12 +126,14 @@ def predict(
     feed = feed_for(graph, dataset)
     first_readable(dataset, feed)
     name = next(iter(graph.outputs))
-    forward = OnnxRuntimeForward(graph, [name])
+    forward = make_forward(graph, [name], torch.float32, torch.device("cpu"))
     for batch in batches(dataset, feed.preprocess, feed.batch or batch_size):
         n = len(batch.rows)
         output = forward({feed.input: torch.from_numpy(feed.batch_of(batch.inputs))})[name].numpy()
-        if len(output) < n:
-            raise DataError(f"{graph.name}: output '{name}' has shape {output.shape} for a batch of {n}")
+        if not output.ndim or len(output) < n:
+            raise DataError(
+                f"{graph.name}: output '{name}' has shape {output.shape} for a batch of {n}; expected a row per sample"
+            )
         output = output[:n]
         scores = own_output(graph, name, output)
         verdict = judge(output if batch.targets is None else scores, batch.labels, batch.targets)

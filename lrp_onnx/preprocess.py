@@ -206,7 +206,9 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, text: str | Mapping[str, Any]) -> Preprocess:
-        """Read `to_json`'s text, or the same as a mapping; fields left out keep their defaults.
+        """Read `to_json`'s text, or the same as a mapping.
+
+        Fields left out keep their defaults, or what one of `PRESETS` says that stands under "preset".
 
         Raises
         ------
@@ -222,7 +224,35 @@ class Preprocess:
         return cls._from_fields(values)
 
     @classmethod
+    def for_input(cls, said: Preprocess | Mapping[str, Any], shape: Sequence[int | str | None]) -> Preprocess:
+        """What `said` means for one model: a size that it leaves out is that of the model's input.
+
+        Parameters
+        ----------
+        said : Preprocess or mapping
+            A mapping as `from_json` reads it.
+        shape : sequence of int, str or None
+            The model's input shape without batch.
+
+        Raises
+        ------
+        DataError
+            As `from_json`.
+        """
+        if isinstance(said, Preprocess):
+            return said
+        plain = cls.from_json(said)
+        if "size" in said or len(shape) != 3:
+            return plain
+        channels, *size = shape if plain.layout == "NCHW" else (shape[2], *shape[:2])
+        if channels not in (plain.channels, None) or not all(isinstance(edge, int) for edge in size):
+            return plain
+        return cls.from_json({**said, "size": size})
+
+    @classmethod
     def _from_fields(cls, values: Mapping[str, Any]) -> Preprocess:
+        if "preset" in values:
+            return cls.preset(str(values["preset"]), **{key: value for key, value in values.items() if key != "preset"})
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -269,7 +299,10 @@ class Preprocess:
                 f"model input {_show(shape)} has 4 channels, which pictures do not give; pass the data as a .npy array"
             )
         if not isinstance(height, int) or not isinstance(width, int):
-            raise DataError(f"model input {_show(shape)} leaves the picture's size open; say it in the preprocessing")
+            raise DataError(
+                f"model input {_show(shape)} leaves the picture's size open; say it in the preprocessing, such as "
+                '{"size": 224}'
+            )
         return cls(size=(height, width), layout=layout, colour="L" if channels == 1 else "RGB")
 
 
@@ -285,7 +318,7 @@ def guess_layout(shape: Sequence[int | str | None]) -> str:
     if first == last:
         raise DataError(
             f"cannot tell the picture layout of a model input of shape {_show(shape)}: expected 1, 3 or 4 channels "
-            "as the second or the last of 4 dimensions; say it in the preprocessing"
+            "as the second or the last of 4 dimensions; say the layout in the preprocessing, or pass a .npy array"
         )
     return "NCHW" if first else "NHWC"
 

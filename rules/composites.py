@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from lrp_onnx.errors import RuleError
-from lrp_onnx.rules.registry import RULES, find
+from lrp_onnx.ops import OPS
+from lrp_onnx.rules.registry import find
 
 KINDS: dict[str, tuple[str, ...]] = {
     "convolution": ("Conv", "ConvTranspose"),
@@ -51,7 +52,8 @@ class Entry:
     rule : str
     parameters : dict
     op : tuple of str
-        Op types, or "convolution", "dense", "linear" (both); empty: any op.
+        Op types, or "convolution", "dense", "linear" (both); empty: any op. A domain ("com.example.Squash") may be left
+        out.
     node : str
         Pattern on the node's name, as in a shell: "*" and "?".
     place : str
@@ -65,10 +67,7 @@ class Entry:
     place: str = ""
 
     def __post_init__(self) -> None:
-        known = find(self.rule).parameters
-        for name in self.parameters:
-            if name not in known:
-                raise RuleError(f"rule '{self.rule}' takes {', '.join(known) or 'no parameters'}, not '{name}'")
+        find(self.rule).check(self.parameters)
         if self.place and self.place not in PLACES:
             raise RuleError(f"place must be one of {', '.join(PLACES)}, not '{self.place}'")
 
@@ -86,7 +85,7 @@ def _is(place: Place, op: str) -> bool:
         return place.linear
     if op in KINDS:
         return place.linear and place.op_type in KINDS[op]
-    return place.op_type == op
+    return op in (place.op_type, place.op_type.rpartition(".")[2])
 
 
 @dataclass(frozen=True)
@@ -133,6 +132,36 @@ class Composite:
         )
         return replace(self, entries=entries + self.entries)
 
+    def misspelt(self, places: Sequence[Place]) -> str | None:
+        """A name in the entries that no op and none of the model's nodes has; None when there is none."""
+        ops = {"linear", *KINDS, *(op for _, op in OPS), *(place.op_type for place in places)}
+        ops |= {f"{domain}.{op}" for domain, op in OPS} | {op.rpartition(".")[2] for op in ops}
+        for entry in self.entries:
+            if unknown := [op for op in entry.op if op not in ops]:
+                return unknown[0]
+            if not any(fnmatchcase(place.name, entry.node) for place in places):
+                return entry.node
+        return None
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Composite:
+        """A copy with parameters for every rule in it that takes them, in place of its entries' own.
+
+        Raises
+        ------
+        RuleError
+            None of its rules takes a parameter, or not with that value.
+        """
+        bases = ["gradient"] if self.gradient else [*BASE.values()]
+        for name, value in parameters.items():
+            takers = [rule for rule in (*(e.rule for e in self.entries), *bases) if name in find(rule).parameters]
+            if not takers:
+                raise RuleError(f"no rule of composite '{self.name}' takes a parameter '{name}'")
+            find(takers[0]).check({name: value})
+        entries = tuple(
+            replace(e, parameters={k: v for k, v in e.parameters.items() if k not in parameters}) for e in self.entries
+        )
+        return replace(self, entries=entries, parameters={**self.parameters, **parameters})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as a store records it."""
         return asdict(self)
@@ -141,29 +170,30 @@ class Composite:
     def from_dict(cls, data: Mapping[str, Any], name: str = "custom") -> Composite:
         """The reverse of `to_dict`; optional keys may be left out.
 
-        `base` names a built-in composite whose entries follow the ones given.
+        `base` names a built-in composite whose entries follow the ones given. Parameters of an entry come before those
+        of the whole composite, and these before the base's.
+
+        Raises
+        ------
+        RuleError
+            Naming the entry and the key that are wrong.
         """
         known = {"name", "base", "entries", "gradient", "times_input", "parameters"}
         if unknown := set(data) - known:
             raise RuleError(f"composite: unknown key '{min(unknown)}'; known: {', '.join(sorted(known))}")
         base = composite(data["base"]) if "base" in data else Composite(name)
-        entries = []
-        for number, item in enumerate(data.get("entries", []), 1):
-            values = dict(item)
-            values["op"] = (values["op"],) if isinstance(values.get("op"), str) else tuple(values.get("op", ()))
-            try:
-                entries.append(Entry(**values))
-            except TypeError as error:
-                raise RuleError(
-                    f"composite: entry {number}: {error}; keys: rule, parameters, op, node, place"
-                ) from None
-        return Composite(
+        given = data.get("entries", ())
+        if isinstance(given, str | Mapping):
+            raise RuleError(f"composite: entries is {given!r}; expected a list of tables, [[entries]] in TOML")
+        own = tuple(_entry(number, item) for number, item in enumerate(given, 1))
+        chosen = Composite(
             data.get("name", name),
-            (*entries, *base.entries),
+            (*own, *base.entries),
             data.get("gradient", base.gradient),
             data.get("times_input", base.times_input),
-            {**base.parameters, **data.get("parameters", {})},
-        )
+            base.parameters,
+        ).with_parameters(_mapping("parameters", data.get("parameters", {})))
+        return replace(chosen, entries=(*own, *chosen.entries[len(own) :]))
 
     @classmethod
     def from_toml(cls, path: str | PathLike[str]) -> Composite:
@@ -174,7 +204,34 @@ class Composite:
             raise RuleError(f"composite file {path} does not exist") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RuleError(f"composite file {path} cannot be read: {error}") from None
-        return cls.from_dict(data, name=Path(path).stem)
+        try:
+            return cls.from_dict(data, name=Path(path).stem)
+        except RuleError as error:
+            raise RuleError(f"composite file {path}: {error}") from None
+
+
+def _mapping(what: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise RuleError(f"composite: {what} is {value!r}; expected names with values, a table in TOML")
+    return value
+
+
+def _entry(number: int, item: Any) -> Entry:
+    known = [part.name for part in fields(Entry)]
+    values = dict(_mapping(f"entry {number}", item))
+    if unknown := [key for key in values if key not in known]:
+        raise RuleError(f"composite: entry {number}: unknown key '{unknown[0]}'; keys: {', '.join(known)}")
+    ops = values.pop("op", ())
+    ops = [ops] if isinstance(ops, str) else ops
+    texts = {"rule": values.get("rule"), "node": values.get("node", "*"), "place": values.get("place", "")}
+    for key, text in (*texts.items(), *(("op", op) for op in ops)):
+        if not isinstance(text, str):
+            raise RuleError(f"composite: entry {number}: {key} is {text!r}; expected a text")
+    parameters = _mapping(f"entry {number}: parameters", values.pop("parameters", {}))
+    try:
+        return Entry(**values, op=tuple(ops), parameters=parameters)
+    except RuleError as error:
+        raise RuleError(f"entry {number}: {error}") from None
 
 
 # The rule of each family of ops where no entry says otherwise; see RULES in the documentation for the reasons.
@@ -245,12 +302,4 @@ def composite(name: str, **parameters: Any) -> Composite:
     """
     if name not in COMPOSITES:
         raise RuleError(f"no composite is named '{name}'; known: {', '.join(COMPOSITES)}")
-    known = COMPOSITES[name]
-    rules: Sequence[str] = [e.rule for e in known.entries] + (["gradient"] if known.gradient else list(BASE.values()))
-    for parameter in parameters:
-        if not any(parameter in RULES[r].parameters for r in rules):
-            raise RuleError(f"no rule of composite '{name}' takes a parameter '{parameter}'")
-    entries = tuple(
-        replace(e, parameters={k: v for k, v in e.parameters.items() if k not in parameters}) for e in known.entries
-    )
-    return replace(known, entries=entries, parameters=parameters)
+    return COMPOSITES[name].with_parameters(parameters)

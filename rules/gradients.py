@@ -20,7 +20,7 @@ def gradient(site: Site) -> Backward:
     return backward
 
 
-@rule("guided", needs=("inputs",))
+@rule("guided", needs=("inputs",), families=("activation",))
 def guided(site: Site) -> Backward:
     """Guided backpropagation (Springenberg et al. 2014): at a ReLU, positive signals where its input is positive."""
     passes = gradient(site)
@@ -31,7 +31,7 @@ def guided(site: Site) -> Backward:
     return backward
 
 
-@rule("deconvnet", needs=())
+@rule("deconvnet", needs=(), families=("activation",))
 def deconvnet(site: Site) -> Backward:
     """Deconvolution (Zeiler and Fergus 2014): at a ReLU only positive signals, whatever the input was."""
     return lambda call: Shares([call.relevance[0].clamp(min=0)])  # type: ignore[union-attr]

@@ -146,6 +146,8 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
     Where z > 0: weights w + γw⁺ on x⁺, w + γw⁻ on x⁻, bias b + γb⁺; where z < 0: w + γw⁻ on x⁺, w + γw⁺ on x⁻, bias
     b + γb⁻; z = 0 gives 0. The sign test uses the unmodified z.
     """
+    if gamma < 0:
+        raise RuleError(f"rule 'gamma': gamma is {gamma}; expected 0 or more")
     weight = _weight(op, "gamma")
     more, less = weight + gamma * weight.clamp(min=0), weight + gamma * weight.clamp(max=0)
     left_out = op.bias if no_bias(op, bias) else None

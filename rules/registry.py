@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from lrp_onnx.errors import RuleError
-from lrp_onnx.ops import Linear, Site
+from lrp_onnx.ops import Family, Linear, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,27 +60,55 @@ class Rule:
     zeros : "kept", "moved" or "lost"
         Whether the relevance of an input element is zero where the element itself is zero: always; if the same holds
         for the output; or not. Behind a ReLU this tells the rule below that relevance arrives only where z > 0.
-    parameters : tuple of str
-        Names that the rule takes.
+    parameters : dict of str to object
+        Names that the rule takes, and their defaults.
     """
 
     name: str
     build: Callable[..., Backward]
     needs: frozenset[str]
     zeros: Zeros
-    parameters: tuple[str, ...]
+    parameters: Mapping[str, Any]
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Raise RuleError where one of `given` is no parameter of the rule, or has a value that it cannot have."""
+        for name, value in given.items():
+            if name not in self.parameters:
+                taken = ", ".join(self.parameters) or "no parameters"
+                raise RuleError(f"rule '{self.name}' takes {taken}, not '{name}'")
+            array, default = np.asarray(value), self.parameters[name]
+            if isinstance(default, float) and (array.ndim or array.dtype.kind not in "fiu"):
+                raise RuleError(f"rule '{self.name}': {name} is {value!r}; expected a number")
+            if name == "eps" and not value > 0:  # 0 would divide by zero wherever an activation is zero
+                raise RuleError(f"rule '{self.name}': eps is {value!r}; expected a number above 0, such as 1e-9")
 
 
 RULES: dict[str, Rule] = {}
 
 
 def rule(
-    name: str, *, needs: Sequence[str] = ("inputs", "outputs"), zeros: Zeros = "lost"
+    name: str,
+    *,
+    needs: Sequence[str] = ("inputs", "outputs"),
+    zeros: Zeros = "lost",
+    families: Sequence[Family] = (),
 ) -> Callable[[Callable[..., Backward]], Callable[..., Backward]]:
-    """Register a rule: the decorated function takes a `Site` and keyword parameters and gives a `Backward`."""
+    """Register a rule: the decorated function takes a `Site` and keyword parameters and gives a `Backward`.
+
+    With `families`, the rule is refused for ops of any other family.
+    """
 
     def register(build: Callable[..., Backward]) -> Callable[..., Backward]:
-        RULES[name] = Rule(name, build, frozenset(needs), zeros, _parameters(build))
+        def build_for_family(site: Site, **parameters: Any) -> Backward:
+            family = site.op.family if site.op else "unknown"
+            if families and family not in families:
+                raise RuleError(
+                    f"{site.node}: rule '{name}' is for ops of family {' or '.join(families)}, this op is of family "
+                    f"{family}; choose another rule"
+                )
+            return build(site, **parameters)
+
+        RULES[name] = Rule(name, build_for_family, frozenset(needs), zeros, _parameters(build))
         return build
 
     return register
@@ -123,9 +152,9 @@ def on_linear(site: Site, backward: LinearBackward) -> Backward:
     return call_backward
 
 
-def _parameters(build: Callable[..., Any]) -> tuple[str, ...]:
+def _parameters(build: Callable[..., Any]) -> dict[str, Any]:
     signature = inspect.signature(build)
-    return tuple(p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p.default for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def find(name: str) -> Rule:

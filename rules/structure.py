@@ -5,6 +5,8 @@ Source for products, Softmax and normalisations: Achtibat et al. 2024 (AttnLRP).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,18 @@ def _tensor(value: Tensor | None) -> Tensor:
     return value
 
 
+def _summed_back(site: Site, r: Tensor, shape: Sequence[int] | None) -> Tensor:
+    """Relevance of the output as relevance of an input that was broadcast to it."""
+    wanted = r.shape if shape is None else tuple(shape)
+    sizes = zip(reversed(wanted), reversed(r.shape), strict=False)
+    if len(wanted) > r.ndim or any(small not in (1, large) for small, large in sizes):
+        raise RuleError(
+            f"{site.node}: its rule hands relevance on as it is, but the op makes shape {tuple(r.shape)} of "
+            f"{tuple(wanted)}; choose another rule"
+        )
+    return unbroadcast(r, wanted)
+
+
 def _arrived(call: Call) -> Tensor:
     return _tensor(call.relevance[0])
 
@@ -30,14 +44,10 @@ def pass_on(site: Site) -> Backward:
     if len(site.active) > 1:
         raise RuleError(f"{site.node}: rule 'pass' wants one active input, this node has {len(site.active)}")
 
-    def backward(call: Call) -> Shares:
-        shape = call.shapes[position]
-        return Shares([_arrived(call) if shape is None else unbroadcast(_arrived(call), shape)])
-
-    return backward
+    return lambda call: Shares([_summed_back(site, _arrived(call), call.shapes[position])])
 
 
-@rule("norm", zeros="kept")
+@rule("norm", zeros="kept", families=("mean", "sum"))
 def norm(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
     """epsilon on an op without weights: each input takes its signed part x_i / s(z) of the relevance.
 
@@ -64,19 +74,19 @@ def norm(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
     return backward
 
 
-@rule("winner-takes-all", needs=("inputs",), zeros="moved")
+@rule("winner-takes-all", needs=("inputs",), zeros="moved", families=("max",))
 def winner_takes_all(site: Site) -> Backward:
     """All relevance to the element that won, ties to the first: the gradient of a maximum."""
     return lambda call: Shares(site.vjp(call.inputs, call.relevance))
 
 
-@rule("route", needs=("extras",), zeros="moved")
+@rule("route", needs=("extras",), zeros="moved", families=("route",))
 def route(site: Site) -> Backward:
     """The exact transpose of an op that only moves elements."""
     return lambda call: Shares(site.adjoint(call, call.relevance))
 
 
-@rule("product", needs=(), zeros="moved")
+@rule("product", needs=(), zeros="moved", families=("product",))
 def product(site: Site, *, gate: str = "signal") -> Backward:
     """Mul: by a constant, pass; of two activations, R/2 each (AttnLRP).
 
@@ -92,12 +102,12 @@ def product(site: Site, *, gate: str = "signal") -> Backward:
     def backward(call: Call) -> Shares:
         r = _arrived(call) / len(winners)
         zero = torch.zeros_like(r)
-        return Shares([unbroadcast(r if p in winners else zero, call.shapes[p] or ()) for p in site.active])
+        return Shares([_summed_back(site, r if p in winners else zero, call.shapes[p]) for p in site.active])
 
     return backward
 
 
-@rule("quotient", needs=(), zeros="moved")
+@rule("quotient", needs=(), zeros="moved", families=("quotient",))
 def quotient(site: Site) -> Backward:
     """Div: all relevance to the numerator."""
     if site.active != (0,):
@@ -105,7 +115,7 @@ def quotient(site: Site) -> Backward:
     return pass_on(site)
 
 
-@rule("bilinear", zeros="kept")
+@rule("bilinear", zeros="kept", families=("linear",))
 def bilinear(site: Site, *, eps: float = EPS) -> Backward:
     """MatMul or Einsum of several activations: an equal share of R to each, through epsilon (AttnLRP)."""
 
@@ -117,7 +127,7 @@ def bilinear(site: Site, *, eps: float = EPS) -> Backward:
     return backward
 
 
-@rule("softmax", zeros="kept")
+@rule("softmax", zeros="kept", families=("softmax",))
 def softmax(site: Site) -> Backward:
     """x ⊙ (R − softmax·ΣR) along the op's axis (AttnLRP)."""
     axis = site.node.attributes.get("axis", -1)
@@ -129,12 +139,11 @@ def softmax(site: Site) -> Backward:
     return backward
 
 
-@rule("held-scale", zeros="kept")
+@rule("held-scale", zeros="kept", families=("normalisation",))
 def held_scale(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
     """Normalisation with 1/std held constant, so that it is linear in x, through epsilon (AttnLRP)."""
     op = site.op
-    if op is None or op.family != "normalisation":
-        raise RuleError(f"{site.node}: rule 'held-scale' is for normalisations")
+    assert op is not None, "the rule is for one family of known ops"
 
     def backward(call: Call) -> Shares:
         rest = [site.constants.get(p, call.inputs[p]) for p in range(1, len(call.inputs))]

@@ -195,7 +195,7 @@ def _load(dataset: Dataset, preprocess: Preprocess | None, group: list[int]) -> 
             inputs.append(dataset.read(row, preprocess))
             rows.append(row)
         except Exception as error:  # decoders raise anything, from SyntaxError to struct.error, on broken files
-            failures[dataset.samples[row].path] = _reason(error)
+            failures[dataset.samples[row].path] = reason_of(error)
     if not rows:
         return None, failures
     targets = None if dataset.targets is None else dataset.targets[rows]
@@ -203,7 +203,8 @@ def _load(dataset: Dataset, preprocess: Preprocess | None, group: list[int]) -> 
     return Batch(np.array(rows), dataset.index[rows], np.stack(inputs), dataset.labels[rows], paths, targets), failures
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a sample could not be read, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture, or of a kind that Pillow cannot read"
     if isinstance(error, OSError) and error.strerror:

@@ -15,7 +15,7 @@ from lrp_onnx.engine.analysis import bind_dimensions
 from lrp_onnx.engine.plan import Plan, Step, build_plan, known_shape
 from lrp_onnx.engine.seed import Seed, Target, make_seed
 from lrp_onnx.errors import DataError, RuleError, TargetError
-from lrp_onnx.forward import Forward, OnnxRuntimeForward, TorchForward
+from lrp_onnx.forward import Forward, make_forward
 from lrp_onnx.graph import Graph, load
 
 Layers = Literal["input", "all"] | Sequence[str] | Callable[[str], bool]
@@ -159,10 +159,7 @@ class Explainer:
     def _forward(self, recorded: frozenset[str]) -> Forward:
         names = self.plan.reads | recorded if self.composite.times_input else self.plan.reads
         if names not in self._forwards:
-            if self.device.type == "cpu" and self.dtype == torch.float32:
-                self._forwards[names] = OnnxRuntimeForward(self.graph, sorted(names))
-            else:
-                self._forwards[names] = TorchForward(self.graph, sorted(names), self.dtype, self.device)
+            self._forwards[names] = make_forward(self.graph, sorted(names), self.dtype, self.device)
         return self._forwards[names]
 
     def _inputs(self, x: Any) -> dict[str, Tensor]:
@@ -223,7 +220,7 @@ class Explainer:
                     shapes=[shape(n) if n else None for n in step.node.inputs],
                     relevance=arrived,
                 )
-                shares = step.backward(call)
+                shares = _checked(step, call, step.backward(call))
                 for name, share in zip(step.active, shares.inputs, strict=True):
                     pending[name] = pending[name] + share if name in pending else share
                 ledger.append(_balance(step, arrived, shares))
@@ -232,6 +229,18 @@ class Explainer:
                     activations.pop(name, None)
         result.update((n, r) for n, r in pending.items() if n in recorded)
         return {n: result[n] for n in self.plan.tensors if n in result}, ledger
+
+
+def _checked(step: Step, call: rules.Call, shares: rules.Shares) -> rules.Shares:
+    """The same shares, unless a rule that was made for other ops gave them another shape than the inputs have."""
+    for position, share in zip(step.site.active, shares.inputs, strict=True):
+        wanted = call.shapes[position]
+        if wanted is not None and tuple(share.shape) != tuple(wanted):
+            raise RuleError(
+                f"{step.node}: rule '{step.rule}' gives relevance of shape {tuple(share.shape)}, and the input "
+                f"'{step.node.inputs[position]}' has {tuple(wanted)}; choose another rule for this op"
+            )
+    return shares
 
 
 def _balance(step: Step, arrived: Sequence[Tensor | None], shares: rules.Shares) -> NodeBalance:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -102,8 +104,16 @@ def build_plan(
     """
     path = relevance_path(graph, output, hold_detached=not composite.gradient)
     if not path:
-        raise ModelError(f"{graph.name}: output '{output}' does not depend on any float input; nothing to explain")
+        kinds = ", ".join(f"'{name}' is {_kind(info.elem_type)}" for name, info in graph.inputs.items())
+        raise ModelError(
+            f"{graph.name}: output '{output}' does not depend on any float input ({kinds}); nothing to explain. "
+            "Integers get no relevance: export the model without the Cast or look-up behind them"
+        )
     return _Builder(graph, composite, path, dtype, device).build(output)
+
+
+def _kind(elem_type: int) -> str:
+    return str(onnx.TensorProto.DataType.Name(elem_type)).lower()
 
 
 class _Builder:
@@ -123,7 +133,13 @@ class _Builder:
         for i, site in enumerate(self.sites):
             for p in site.active:
                 self.users.setdefault(site.node.inputs[p], []).append(i)
-        self.chosen = [self._choose(site, place) for site, place in zip(self.sites, self._places(), strict=True)]
+        places = self._places()
+        if wrong := composite.misspelt(places):
+            raise RuleError(
+                f"{graph.name}: composite '{composite.name}' has a rule for '{wrong}', and no op or node on the "
+                "relevance path has that name; `lrp-onnx inspect --json` lists them"
+            )
+        self.chosen = [self._choose(site, place) for site, place in zip(self.sites, places, strict=True)]
 
     def build(self, output: str) -> Plan:
         biases = self._biases_behind()
@@ -230,6 +246,8 @@ class _Builder:
             low, high = (found[0] if low is None else low), (found[1] if high is None else high)
         if low is None or high is None:
             return None
+        if any(np.asarray(bound).dtype.kind not in "fiu" for bound in (low, high)) or np.any(np.greater(low, high)):
+            raise RuleError(f"z-box: low is {low!r}, high is {high!r}; expected the lowest and highest input, numbers")
         name = site.node.inputs[site.active[0]]
         forward = TorchForward(self.graph, [name], self.dtype, self.device)
         ends = [forward({n: self._filled(n, bound) for n in self.graph.inputs})[name] for bound in (low, high)]

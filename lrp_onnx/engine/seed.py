@@ -26,7 +26,9 @@ def make_seed(
         The target does not fit the output, or the seed is not known.
     """
     if seed not in ("logit", "one", "all"):
-        raise TargetError(f"seed must be 'logit', 'one' or 'all', not '{seed}'")
+        raise TargetError(f"seed must be 'auto', 'logit', 'one' or 'all', not '{seed}'")
+    if not output.ndim:
+        raise TargetError("the model's output is a single number for the whole batch; expected one row per sample")
     n = output.shape[0]
     array = None if isinstance(target, str) else _array(target)
     if array is not None and array.shape == tuple(output.shape) and array.ndim > 1:

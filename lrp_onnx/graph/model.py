@@ -119,16 +119,6 @@ class Graph:
         """Tensor name -> the node that computes it."""
         return {output: node for node in self.nodes for output in node.outputs if output}
 
-    @cached_property
-    def consumers(self) -> dict[str, list[Node]]:
-        """Tensor name -> the nodes that read it, in execution order."""
-        result: dict[str, list[Node]] = {}
-        for node in self.nodes:
-            for name in dict.fromkeys(node.inputs):
-                if name:
-                    result.setdefault(name, []).append(node)
-        return result
-
     @classmethod
     def from_proto(
         cls, model: onnx.ModelProto, *, initializers: Mapping[str, np.ndarray] | None = None, **extra: Any

@@ -12,10 +12,11 @@ from lrp_onnx.ops import (
     resize,
     shape,
 )
-from lrp_onnx.ops.registry import OPS, Linear, Op, Site, find, label, op, pullback, run, unbroadcast
+from lrp_onnx.ops.registry import OPS, Family, Linear, Op, Site, find, label, op, pullback, run, unbroadcast
 
 __all__ = [
     "OPS",
+    "Family",
     "Linear",
     "Op",
     "Site",

@@ -41,7 +41,7 @@ NETCDF_DIMENSION = "This is a netCDF dimension but not a netCDF variable. {:10d}
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """An inner tensor: its shape without batch (channels first), the node that makes it, its place in the graph."""
+    """An inner tensor: its shape without batch, as the model has it, the node that makes it, its place in the graph."""
 
     shape: tuple[int, ...]
     node: str

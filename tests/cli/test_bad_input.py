@@ -83,7 +83,7 @@ def test_arrays_of_another_shape(refused: Refused, command: str, model: Path, tm
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_preprocessing_of_another_shape(refused: Refused, command: str, model: Path, pictures: Path) -> None:
-    said = refused(command, model, pictures, "--preprocess", "imagenet")
+    said = refused(command, model, pictures, "--preprocess", '{"preset": "imagenet", "size": 224}')
     assert "(3, 224, 224)" in said
     assert f"(3, {SIZE}, {SIZE})" in said
 

@@ -17,6 +17,7 @@ from small_model import CLASSES, Program, build_model, save_picture
 
 from lrp_onnx.cli import app
 from lrp_onnx.preprocess import Preprocess
+from lrp_onnx.rules import RULES
 from lrp_onnx.store import HeatmapStore
 
 
@@ -183,3 +184,26 @@ def test_wrong_usage_is_one_line(program: Program, arguments: list[str]) -> None
 def test_no_arguments_show_the_help(program: Program) -> None:
     assert program() == 0
     assert "heatmaps" in program.out
+
+
+def test_rules_of_ones_own_are_known_to_commands(
+    program: Program, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RULES, "of-my-own", None)  # so that it is gone after the test
+    del RULES["of-my-own"]
+    (tmp_path / "mine.py").write_text(
+        "from lrp_onnx.rules import linear_rule\n"
+        '@linear_rule("of-my-own")\n'
+        "def rule(op, *, eps=1e-3):\n"
+        "    return lambda x, z, r: (x * op.transpose(r / (z + eps), op.weight, x.shape), None)\n"
+    )
+    (tmp_path / "mine.toml").write_text(
+        'base = "epsilon"\n[[entries]]\nrule = "of-my-own"\nplace = "first"\nparameters = { eps = 0.01 }\n'
+    )
+    options = ["--composite", tmp_path / "mine.toml", "--json"]
+    assert program("inspect", model, *options) == 2
+    assert "no rule is named 'of-my-own'" in program.err
+    assert program("inspect", model, *options, "--extensions", tmp_path / "mine.py") == 0, program.err
+    assert json.loads(program.out)["nodes"][0]["rule"] == "of-my-own"
+    assert program("inspect", model, "--extensions", tmp_path / "nowhere.py") == 2
+    assert "nowhere.py" in program.err

@@ -359,3 +359,10 @@ def test_torchvision_model_agrees(name: str) -> None:
     conversion = convert(net, input_shape=(3, size, size))
     assert conversion.relative < 1e-4
     assert conversion.how == "torch.export exporter" and conversion.notes == []
+
+
+def test_a_preset_takes_the_pictures_size_from_the_model() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    conversion = convert(net, input_shape=(3, 20, 24), preprocess={"preset": "imagenet"})
+    metadata = {entry.key: entry.value for entry in conversion.model.metadata_props}
+    assert json.loads(metadata["lrp_onnx.preprocess"])["size"] == [20, 24]

@@ -253,3 +253,18 @@ def test_the_first_frame_of_an_animation_is_taken():
     animated = reopened(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert animated.n_frames == 2
     assert as_rgb(animated).getpixel((1, 1)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "shape", "size"),
+    [
+        ({"preset": "imagenet"}, (3, 96, 80), (96, 80)),
+        ({"preset": "keras-tf"}, (96, 80, 3), (96, 80)),
+        ({"preset": "imagenet", "size": 64}, (3, 96, 80), (64, 64)),
+        ({"preset": "imagenet"}, ("c", "h", "w"), (224, 224)),
+        ({"preset": "imagenet"}, (96, 80, 3), (224, 224)),
+        ({"preset": "imagenet"}, (10,), (224, 224)),
+    ],
+)
+def test_a_size_left_out_is_that_of_the_models_input(said, shape, size):
+    assert Preprocess.for_input(said, shape) == Preprocess.preset(said["preset"], size=size)

@@ -14,7 +14,8 @@ import torch
 from lrp_onnx.engine import Explainer
 from lrp_onnx.errors import DataError, ModelError, RuleError, TargetError, UnsupportedOpError
 from lrp_onnx.graph import load
-from lrp_onnx.rules import RULES, Composite, composite, rule
+from lrp_onnx.ops import OPS, Op
+from lrp_onnx.rules import RULES, Composite, Rule, Shares, composite, rule
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 2, 8, 8))
@@ -106,7 +107,7 @@ def test_gradients_start_at_one() -> None:
         ({"target": np.zeros((4, 6))}, r"\(4, 6\).*\(4, 5\)"),
         ({"target": "best"}, "'predicted', 'label', an index or an array, not 'best'"),
         ({"target": "label"}, "needs labels"),
-        ({"seed": "ones"}, "seed must be 'logit', 'one' or 'all', not 'ones'"),
+        ({"seed": "ones"}, "seed must be 'auto', 'logit', 'one' or 'all', not 'ones'"),
         ({"layers": ["c1", "nowhere"]}, "no tensor on the relevance path is named 'nowhere'"),
     ],
 )
@@ -331,3 +332,39 @@ def test_the_ledger_names_every_node_from_the_output_back() -> None:
         torch.testing.assert_close(above.handed, below.arrived)
     for node in ledger:
         torch.testing.assert_close(node.remainder, node.arrived - node.handed - node.bias)
+
+
+def test_a_rule_that_gives_the_wrong_shape_is_an_error_that_names_rule_and_input(monkeypatch: Any) -> None:
+    broken = Rule("broken", lambda site: lambda call: Shares([call.relevance[0]]), frozenset(), "lost", {})
+    monkeypatch.setitem(RULES, "broken", broken)
+    explainer = Explainer(classifier(), composite("epsilon").override({"MaxPool": "broken"}), dtype="float64")
+    with pytest.raises(RuleError, match=r"node_p'?: rule 'broken' gives relevance of shape .* the input 'r1' has"):
+        explainer.explain(X)
+
+
+def test_half_precision_models_are_explained_in_float32() -> None:
+    proto = classifier("float16")
+    single = classifier("float")
+    for target, source in zip(single.graph.initializer, proto.graph.initializer, strict=True):
+        array = onnx.numpy_helper.to_array(source).astype(np.float32)
+        target.CopyFrom(onnx.numpy_helper.from_array(array, source.name))
+    half = Explainer(proto).explain(X.astype(np.float16), target=1).relevance["x"]
+    whole = Explainer(single).explain(X.astype(np.float16).astype(np.float32), target=1).relevance["x"]
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, rtol=0.05, atol=0.02 * float(whole.abs().max()))
+
+
+def test_an_op_of_the_users_own_runs_in_torch_where_onnx_runtime_does_not_know_it(monkeypatch: Any) -> None:
+    monkeypatch.setitem(OPS, ("mine", "Squash"), Op("Squash", "activation", lambda x, *, limit: x.clamp(-limit, limit)))
+    text = """(float[N,2,8,8] x) => (float[N,3] y) {
+        c = Conv(x, w) s = mine.Squash<limit=0.5>(c) g = GlobalAveragePool(s) y = Flatten(g) }"""
+    explanation = Explainer(model(text, domains=', "mine" : 1', w=(3, 2, 3, 3)), "epsilon").explain(X)
+    torch.testing.assert_close(
+        explanation.relevance["x"].sum(), explanation.conservation[0].arrived, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_an_output_without_a_row_per_sample_is_refused() -> None:
+    proto = model("(float[N,2,8,8] x) => (float y) { c = Conv(x, w) y = ReduceSum<keepdims=0>(c) }", w=(3, 2, 3, 3))
+    with pytest.raises(TargetError, match="expected one row per sample"):
+        Explainer(proto).explain(X.astype(np.float32))

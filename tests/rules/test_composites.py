@@ -181,7 +181,11 @@ def test_a_parameter_replaces_the_entrys_own() -> None:
     ("rule", "op", "message"),
     [
         ("z-plus", "Relu", "Relu node 'block/r1': rule 'z-plus' is for linear ops"),
-        ("held-scale", "Relu", "normalisations"),
+        ("held-scale", "Relu", "for ops of family normalisation, this op is of family activation"),
+        ("winner-takes-all", "Conv", "for ops of family max"),
+        ("norm", "Relu", "for ops of family mean or sum"),
+        ("pass", "Crop", "no op or node on the relevance path"),
+        ("pass", "blok/*", "a rule for 'blok/\\*'"),
     ],
 )
 def test_a_rule_that_cannot_run_on_its_node_is_an_error_that_names_it(rule: str, op: str, message: str) -> None:
@@ -193,3 +197,52 @@ def test_bias_is_absorbed_or_ignored_and_nothing_else() -> None:
     by = Composite("typo", (Entry("epsilon", {"bias": "drop"}, ("linear",)),))
     with pytest.raises(RuleError, match="bias must be 'absorb' or 'ignore', not 'drop'"):
         Explainer(network(), by, dtype="float64")
+
+
+def test_parameters_of_a_file_come_before_the_bases_and_behind_its_entries() -> None:
+    by = Composite.from_dict(
+        {
+            "base": "epsilon-gamma-box",
+            "parameters": {"gamma": 0.5, "low": 0.0, "high": 1.0},
+            "entries": [{"rule": "gamma", "node": "block/c2", "parameters": {"gamma": 2.0}}],
+        }
+    )
+    steps = {step.node.name: step for step in Explainer(network(), by, dtype="float64").plan.steps}
+    assert steps["block/c2"].parameters["gamma"] == 2.0
+    others = [s.parameters["gamma"] for s in steps.values() if s.rule == "gamma" and s.node.name != "block/c2"]
+    assert others == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"entries": "x"}, "entries is 'x'"),
+        ({"entries": [{"rul": "gamma"}]}, "entry 1: unknown key 'rul'"),
+        ({"entries": [{"rule": "gamma", "node": 3}]}, "entry 1: node is 3; expected a text"),
+        ({"entries": [{"rule": "gamma", "op": [3]}]}, "entry 1: op is 3"),
+        ({"entries": [{"rule": "gamma", "parameters": {"gamma": "a lot"}}]}, "gamma is 'a lot'; expected a number"),
+        ({"entries": [{"rule": "epsilon", "parameters": {"eps": 0}}]}, "eps is 0; expected a number above 0"),
+        ({"base": "epsilon", "parameters": {"epss": 1}}, "takes a parameter 'epss'"),
+        ({"base": "epsilon", "parameters": 1}, "parameters is 1"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_an_error_that_names_it(data: dict, message: str) -> None:
+    with pytest.raises(RuleError, match=message):
+        Composite.from_dict(data)
+
+
+def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('base = "epsilonn"')
+    with pytest.raises(RuleError, match=r"mine\.toml: no composite is named 'epsilonn'"):
+        Composite.from_toml(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, -1.0), ("a", "b")])
+def test_bounds_that_cannot_be_are_refused(low: object, high: object) -> None:
+    with pytest.raises(RuleError, match="expected the lowest and highest input"):
+        Explainer(network(), composite("epsilon-gamma-box", low=low, high=high), dtype="float64")
+
+
+def test_a_negative_gamma_is_refused() -> None:
+    with pytest.raises(RuleError, match="gamma is -1"):
+        Explainer(network(), composite("epsilon-gamma-box", low=0.0, high=1.0, gamma=-1.0), dtype="float64")
