@@ -220,8 +220,24 @@ def label(node: Node) -> str:
 
 
 def pullback(function: Callable[..., Any], *primals: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
-    """The vector-Jacobian product of `function` at `primals`."""
-    return torch.func.vjp(function, *primals)[1]
+    """The vector-Jacobian product of `function` at `primals`.
+
+    By autograd, not `torch.func.vjp`: inside of that, older torch cannot read axes and sizes out of a tensor.
+    """
+    with torch.enable_grad():
+        leaves = [p.detach().requires_grad_() for p in primals if p is not None]
+        result = function(*leaves)
+    outputs = [result] if isinstance(result, Tensor) else list(result)
+
+    def pull(relevance: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+        given = [relevance] if isinstance(relevance, Tensor) else list(relevance)
+        reached = [(z, r) for z, r in zip(outputs, given, strict=True) if z.requires_grad]
+        if not reached:
+            return tuple(torch.zeros_like(leaf) for leaf in leaves)
+        zs, rs = zip(*reached, strict=True)
+        return torch.autograd.grad(zs, leaves, rs, materialize_grads=True)
+
+    return pull
 
 
 def means(forward: Callable[..., Tensor], **attributes: Any) -> Linear:
