@@ -144,7 +144,7 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
     """Generalised gamma rule.
 
     Where z > 0: weights w + γw⁺ on x⁺, w + γw⁻ on x⁻, bias b + γb⁺; where z < 0: w + γw⁻ on x⁺, w + γw⁺ on x⁻, bias
-    b + γb⁻; z = 0 gives 0. The sign test uses the unmodified z.
+    b + γb⁻; z = 0 gives 0. The sign test uses z without γ; with bias="ignore", without b too.
     """
     if gamma < 0:
         raise RuleError(f"rule 'gamma': gamma is {gamma}; expected 0 or more")

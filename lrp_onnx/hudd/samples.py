@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrp_onnx.data import open_dataset
 from lrp_onnx.hudd.folders import link_or_copy
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.render import SheetItem, bar_strip, contact_sheet, overlay, reduce_channels, save_png, to_rgb
+from lrp_onnx.render.photographs import Photographs
 from lrp_onnx.store import HeatmapStore
 
 RGB = NDArray[np.uint8]  # (H, W, 3)
@@ -37,7 +35,7 @@ class Samples:
         self.store, self.heatmaps = store, heatmaps
         self.columns, self.classes, self.targets = store.samples, store.classes or [], store.target_values
         self.preprocess = Preprocess.from_json(store.preprocess) if store.preprocess else None
-        self._open = lru_cache(maxsize=1)(open_dataset)  # an array file holds many samples
+        self.photographs = Photographs(self.preprocess)
 
     def path(self, row: int) -> str:
         return str(self.columns["path"][row])
@@ -69,15 +67,7 @@ class Samples:
 
     def image(self, row: int) -> RGB | None:
         """What the model saw, uint8 (H, W, 3), rebuilt from the sample's file; None when that is impossible."""
-        if self.preprocess is None:
-            return None
-        path, position = self.path(row), 0
-        if in_array := re.fullmatch(r"(.+)\[(\d+)\]", path):
-            path, position = in_array[1], int(in_array[2])
-        try:
-            return self.preprocess.inverse(self._open(path).read(position, self.preprocess))
-        except Exception:  # decoders raise anything on a file that moved or broke; the heatmap can still be shown
-            return None
+        return self.photographs.read(self.path(row))
 
     def pictures(self, row: int) -> list[RGB]:
         """As many for each sample of a store: the image (grey when it is gone) and the heatmap over it.

@@ -7,18 +7,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrp_onnx.data import open_dataset
 from lrp_onnx.errors import DataError, StoreError
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.render.colours import RGB, colour_map, overlay, reduce_channels, robust_max, to_rgb
 from lrp_onnx.render.figures import SheetItem, bar_strip, contact_sheet, enlarge, number, save_png, two_lines
+from lrp_onnx.render.photographs import Photographs
 from lrp_onnx.store import HeatmapStore
 
 if TYPE_CHECKING:
@@ -155,12 +154,11 @@ class _Album:
         self.store, self.out, self.images, self.cmap, self.percentile = store, out, images, cmap, percentile
         self.samples, self.classes, self.target_values = store.samples, store.classes or [], store.target_values
         self.attribution, self.prediction, self.model = store.attribution, store.prediction, str(store.attrs["model"])
-        self.preprocess = Preprocess.from_json(store.preprocess) if store.preprocess else None
         held = store.layer_names
         wanted = held if layers == "all" else [layers] if isinstance(layers, str) else list(layers or ())
         chosen = {name: store.layer(name) for name in wanted}
         self.layers = [chosen[name] for name in held if name in chosen]
-        self.dataset = lru_cache(maxsize=1)(open_dataset)  # an array file holds many samples
+        self.photographs = Photographs(Preprocess.from_json(store.preprocess) if store.preprocess else None)
         self.pictures: list[Path] = []
         self.without_image = 0
 
@@ -215,15 +213,7 @@ class _Album:
 
     def image(self, row: int) -> RGB | None:
         """What the model saw, rebuilt from the sample's file; None when that is gone."""
-        if self.preprocess is None:
-            return None
-        path, position = self.path(row), 0
-        if in_array := re.fullmatch(r"(.+)\[(\d+)\]", path):
-            path, position = in_array[1], int(in_array[2])
-        try:
-            return self.preprocess.inverse(self.dataset(path).read(position, self.preprocess))
-        except Exception:  # whatever a decoder raises on a file that moved or broke, the heatmap can still be shown
-            return None
+        return self.photographs.read(self.path(row))
 
     def values(self, dataset: h5py.Dataset, row: int) -> NDArray[np.float64]:
         """Relevance of one sample as something to draw: (H, W), or (D,) for what extends in one direction only."""
