@@ -158,20 +158,51 @@ class Preprocess:
         planes = [table[pixels[..., channel]] for channel, table in enumerate(self._table)]
         return np.stack(planes, axis=0 if self.layout == "NCHW" else -1)
 
-    def _resize(self, image: Image.Image) -> Image.Image:
-        (height, width), how = self.size, FILTERS[self.filter]
+    def geometry(self, width: int, height: int) -> np.ndarray:
+        """Where the points of a picture come to lie in the model's input.
+
+        Coordinates are continuous: the pixel in column i and row j covers i..i+1 and j..j+1, so its centre is
+        (i + 0.5, j + 0.5), and the whole picture covers 0..width and 0..height. Points of the picture that the crop
+        takes away land outside the input; letterbox padding is what no point of the picture lands on.
+
+        Parameters
+        ----------
+        width, height : int
+            Size of the upright picture, pixels (`as_rgb` applies the EXIF orientation).
+
+        Returns
+        -------
+        numpy.ndarray
+            float64 (3, 3): ``matrix @ (x, y, 1)`` of the picture is (x, y, 1) of the input; its inverse leads back.
+        """
+        (wide, tall), (left, top) = self._placement(width, height)
+        return np.array([[wide / width, 0, left], [0, tall / height, top], [0, 0, 1]], dtype=np.float64)
+
+    def _placement(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and height that a picture is resized to, and the input's column and row that its corner comes to."""
+        rows, columns = self.size
         if self.resize == "stretch":
-            return image.resize((width, height), how)
-        if self.resize == "letterbox":
-            return ImageOps.pad(image, (width, height), how, color=(LETTERBOX_GREY,) * 3)
+            return (columns, rows), (0, 0)
+        if self.resize == "letterbox":  # as PIL.ImageOps.pad, but never without a pixel
+            wide, tall = columns, rows
+            if width / height > columns / rows:
+                tall = max(1, round(height / width * columns))
+            else:
+                wide = max(1, round(width / height * rows))
+            return (wide, tall), (round((columns - wide) / 2), round((rows - tall) / 2))
         # The long edge is truncated and the crop's corner rounded as torchvision does, to agree pixel for pixel.
-        tall, wide = round(height / self.crop), round(width / self.crop)
-        if tall * image.width >= wide * image.height:
-            wide = max(wide, tall * image.width // image.height)
+        tall, wide = round(rows / self.crop), round(columns / self.crop)
+        if tall * width >= wide * height:
+            wide = max(wide, tall * width // height)
         else:
-            tall = max(tall, wide * image.height // image.width)
-        left, top = round((wide - width) / 2), round((tall - height) / 2)
-        return image.resize((wide, tall), how).crop((left, top, left + width, top + height))
+            tall = max(tall, wide * height // width)
+        return (wide, tall), (-round((wide - columns) / 2), -round((tall - rows) / 2))
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        size, corner = self._placement(*image.size)
+        fitted = Image.new("RGB", self.size[::-1], (LETTERBOX_GREY,) * 3)
+        fitted.paste(image.resize(size, FILTERS[self.filter]), corner)
+        return fitted
 
     def inverse(self, array: np.ndarray) -> np.ndarray:
         """Show what the model saw.

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lrp_onnx.errors import DataError
 from lrp_onnx.preprocess import PRESETS, Preprocess, as_rgb, guess_layout
@@ -112,6 +112,37 @@ def test_shortest_edge_covers_a_size_that_is_not_square_from_the_centre():
     for width, height in [(100, 20), (20, 100), (31, 33)]:
         odd = Preprocess(size=(17, 40), resize="shortest-edge", crop=0.9)
         assert (odd.inverse(odd(Image.new("RGB", (width, height), "white"))) == 255).all()
+
+
+@pytest.mark.parametrize("resize", ["stretch", "shortest-edge", "letterbox"])
+@pytest.mark.parametrize("size", [(90, 40), (37, 91), (300, 200), (64, 64)])
+def test_geometry_says_where_a_spot_of_the_picture_comes_to_lie(resize, size):
+    width, height = size
+    preprocess = Preprocess(size=(60, 80), resize=resize, crop=0.8, filter="box")
+    ramps = np.zeros((height, width, 3), np.uint8)  # each pixel holds its own column and row
+    ramps[..., 0] = np.arange(width) * 255 // width
+    ramps[..., 1] = (np.arange(height) * 255 // height)[:, None]
+    seen = preprocess(Image.fromarray(ramps)) * 255
+    matrix = preprocess.geometry(width, height)
+    rows, columns = np.mgrid[:60, :80] + 0.5
+    x, y, _ = np.linalg.inv(matrix) @ np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)])
+    inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
+    assert inside.sum() > 1000
+    pixel = 255 / np.array([width, height])
+    error_x = seen[0].ravel()[inside] - (x[inside] - 0.5) * pixel[0]
+    error_y = seen[1].ravel()[inside] - (y[inside] - 0.5) * pixel[1]
+    assert abs(error_x).max() < max(2, pixel[0])
+    assert abs(error_y).max() < max(2, pixel[1])
+    assert abs(error_x.mean()) < 1  # half a grey level is lost to the whole numbers above
+    assert abs(error_y.mean()) < 1
+
+
+@pytest.mark.parametrize("size", [(90, 40), (37, 91), (81, 60), (64, 64)])
+def test_letterbox_is_that_of_pillow(size):
+    image = noise(*size)
+    padded = ImageOps.pad(image, (80, 61), Image.Resampling.BICUBIC, color=(114, 114, 114))
+    array = Preprocess(size=(61, 80), resize="letterbox", filter="bicubic")(image)
+    np.testing.assert_array_equal(np.rint(array * 255), np.moveaxis(np.asarray(padded), -1, 0))
 
 
 def test_area_is_the_mean_of_the_pixels():
