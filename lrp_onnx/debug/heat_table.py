@@ -97,7 +97,7 @@ def _cell(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], value: floa
     draw.rectangle(box, fill=tuple(colour.tolist()))
     ink = "#ffffff" if colour @ np.array([0.299, 0.587, 0.114]) < 140 else _INK
     middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-    draw.text(middle, f"{value:.2f}" if known else "–", fill=ink, font=_font(_TEXT), anchor="mm")
+    draw.text(middle, f"{value:.2f}" if known else "-", fill=ink, font=_font(_TEXT), anchor="mm")
 
 
 def _header(name: str, upright: bool) -> Image.Image:

@@ -1,0 +1,219 @@
+"""The hand-labelled regions of a heatmap store's samples, moved to where the heatmaps are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lrp_onnx.debug.regions import Mask, Region, Regions, Size
+from lrp_onnx.errors import DataError, StoreError
+from lrp_onnx.preprocess import Preprocess
+from lrp_onnx.store import HeatmapStore
+
+_POINTS = 4  # sampled along each edge of a heatmap pixel
+_COVERED = 0.5  # share of a heatmap pixel from which on it belongs to a region
+_ARRAY_ROW = re.compile(r"\[\d+\]$")
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: rows and columns change places
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """What is marked on one sample, as masks of its heatmap, bool (H, W).
+
+    Attributes
+    ----------
+    region : Mask
+        The object: regions without a part, or where there are none, all parts together.
+    parts : dict of str to Mask
+        By name; they may overlap. Empty when no part is named.
+    visible : float
+        Share of the region that the model's crop leaves, 0 to 1.
+    """
+
+    region: Mask
+    parts: dict[str, Mask]
+    visible: float
+
+
+class PlacedRegions:
+    """Looks up what is marked on the finished samples of a store.
+
+    A region belongs to the sample whose path ends with the region's image name. Of an image, the regions of its
+    expected class count; of one without a label, those of the explained class; regions without a class count always.
+
+    Parameters
+    ----------
+    store : HeatmapStore
+        Open, of pictures.
+    regions : Regions
+
+    Attributes
+    ----------
+    rows : list of int
+        Finished samples with a region, in the order of the store.
+    without_region : list of str
+        Paths of the other finished samples.
+    without_image : list of str
+        Images of the regions that are no finished sample.
+    skipped : dict of str to str
+        Path and reason of each sample so far whose regions say nothing about its heatmap.
+    part_names : list of str
+        Names taken as parts because the model has no such class.
+
+    Raises
+    ------
+    StoreError
+        When the samples are no pictures.
+    DataError
+        When an image name fits several samples, or none fits any.
+    """
+
+    def __init__(self, store: HeatmapStore, regions: Regions) -> None:
+        shape = store.attribution.shape[1:]
+        if len(shape) != 3 or 1 in shape[1:]:
+            raise StoreError(
+                f"{store.path}: samples of shape {shape}; regions need pictures, (channels, height, width)"
+            )
+        self._shape: tuple[int, int] = shape[1:]
+        self._preprocess = Preprocess.from_json(store.preprocess) if store.preprocess else None
+        self._classes, self._samples, self._sizes = store.classes, store.samples, regions.sizes
+        finished = store.done.tolist()
+        by_image: dict[str, list[Region]] = {}
+        for region in regions.regions:
+            by_image.setdefault(region.image, []).append(region)
+        rows = _match(list(by_image), {row: self.path(row) for row in finished}, regions)
+        if not rows:
+            raise DataError(
+                f"{regions.source}: no region is of an image in {store.path}; there are regions of "
+                f"'{next(iter(by_image))}', and images such as '{self.path(finished[0]) if finished else ''}'"
+            )
+        self._regions: dict[int, list[Region]] = {}
+        for name, row in rows.items():
+            self._regions.setdefault(row, []).extend(by_image[name])
+        self.rows = sorted(self._regions)
+        self.without_region = [self.path(row) for row in finished if row not in self._regions]
+        self.without_image = [name for name in by_image if name not in rows]
+        self.skipped: dict[str, str] = {}
+        meanings = {(region.name, region.meaning(self._classes)) for region in regions.regions if not region.part}
+        self.part_names = sorted({part for name, (_, part) in meanings if part == name})
+
+    def path(self, row: int) -> str:
+        """Of a sample, as the store has it."""
+        return str(self._samples["path"][row])
+
+    def at(self, row: int) -> Marked | None:
+        """What is marked on a sample of `rows`; None, with the reason in `skipped`, when that cannot be said.
+
+        Raises
+        ------
+        DataError
+            When a region covers nothing of its picture, or was drawn on one of another size.
+        """
+        wanted = self._wanted(row)
+        meant = [(region, *region.meaning(self._classes)) for region in self._regions[row]]
+        fitting = [(region, part) for region, name, part in meant if not wanted or name in ("", wanted)]
+        if not fitting:
+            self.skipped[self.path(row)] = f"no region of class '{wanted}'"
+            return None
+        size = self._size(row, fitting[0][0].image)
+        if size is None:
+            self.skipped[self.path(row)] = "the size of its picture is not known, as it cannot be read"
+            return None
+        masks: dict[str, Mask] = {}
+        for region, part in fitting:
+            mask = region.mask(size)
+            masks[part] = masks[part] | mask if part in masks else mask
+        whole = masks.pop("") if "" in masks else np.any(list(masks.values()), axis=0)
+        preprocess = self._preprocess_of(row)
+        geometry = preprocess.geometry(*size) if preprocess else np.eye(3)
+        covered = self._covered(whole, geometry)
+        region_there = covered >= _COVERED
+        if not region_there.any():
+            self.skipped[self.path(row)] = "its region is outside of what the model sees, or below half a pixel there"
+            return None
+        parts = {part: self._covered(mask, geometry) >= _COVERED for part, mask in masks.items()}
+        in_full = float(whole.sum() * np.linalg.det(geometry[:2, :2]))  # pixels of the input, if nothing is cropped
+        return Marked(
+            region_there,
+            {part: mask for part, mask in parts.items() if mask.any()},
+            min(1.0, float(covered.sum()) / in_full),
+        )
+
+    def _wanted(self, row: int) -> str:
+        """The class whose regions count; empty for any."""
+        known = (int(self._samples[column][row]) for column in ("label", "target"))
+        index = next((number for number in known if number >= 0), None)
+        if index is None:
+            return ""
+        return self._classes[index] if self._classes and index < len(self._classes) else str(index)
+
+    def _preprocess_of(self, row: int) -> Preprocess | None:
+        """None where regions are drawn on the model's input itself: a row of an array file has no picture."""
+        return None if _ARRAY_ROW.search(self.path(row)) else self._preprocess
+
+    def _size(self, row: int, image: str) -> Size | None:
+        """Width and height of what the regions are drawn on."""
+        declared = self._sizes.get(image)
+        height, width = self._shape
+        real = _picture_size(self.path(row)) if self._preprocess_of(row) else (width, height)
+        if declared and real and declared != real:
+            raise DataError(
+                f"the regions of {image} were drawn on {declared[0]} x {declared[1]} pixels, and {self.path(row)} has "
+                f"{real[0]} x {real[1]}, upright; bring them to the same size"
+            )
+        return real or declared
+
+    def _covered(self, mask: Mask, geometry: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Share of each pixel of the heatmap that a mask of the picture covers, (H, W) from 0 to 1."""
+        (height, width), (tall, wide) = self._shape, mask.shape
+        inverse = np.linalg.inv(geometry)
+        columns = np.floor(inverse[0, 0] * _points(width) + inverse[0, 2]).astype(np.intp)
+        rows = np.floor(inverse[1, 1] * _points(height) + inverse[1, 2]).astype(np.intp)
+        seen = ((rows >= 0) & (rows < tall))[:, None] & ((columns >= 0) & (columns < wide))
+        hit = mask[np.ix_(rows.clip(0, tall - 1), columns.clip(0, wide - 1))] & seen
+        return np.asarray(hit.reshape(height, _POINTS, width, _POINTS).mean(axis=(1, 3)))
+
+
+def _points(pixels: int) -> NDArray[np.float64]:
+    return (np.arange(pixels * _POINTS) + 0.5) / _POINTS
+
+
+def _picture_size(path: str) -> Size | None:
+    """Width and height of the upright picture; None when it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION) in _TURNED else (width, height)
+    except Exception:  # decoders raise anything on a file that moved or broke; the regions' file may know the size
+        return None
+
+
+def _match(images: Sequence[str], paths: Mapping[int, str], regions: Regions) -> dict[str, int]:
+    """The sample of each image that has one."""
+
+    def parts_of(path: str) -> tuple[str, ...]:
+        pure = PurePosixPath(path.replace("\\", "/"))
+        return pure.with_suffix("").parts if regions.stems and not _ARRAY_ROW.search(path) else pure.parts
+
+    by_name: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
+    for row, path in paths.items():
+        parts = parts_of(path)
+        by_name.setdefault(parts[-1], []).append((row, parts))
+    found = {}
+    for image in images:
+        wanted = PurePosixPath(image).parts
+        rows = [row for row, parts in by_name.get(wanted[-1], []) if parts[-len(wanted) :] == wanted]
+        if len(rows) > 1:
+            raise DataError(
+                f"{regions.source}: image '{image}' fits {len(rows)} samples, such as {paths[rows[0]]} and "
+                f"{paths[rows[1]]}; name it with its folder"
+            )
+        if rows:
+            found[image] = rows[0]
+    return found
