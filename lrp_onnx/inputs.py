@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from lrp_onnx.data import Dataset, open_dataset
 from lrp_onnx.data.dataset import reason_of
 from lrp_onnx.errors import DataError
 from lrp_onnx.graph import Graph, load
-from lrp_onnx.preprocess import METADATA_KEY, Preprocess, guess_layout
+from lrp_onnx.preprocess import METADATA_KEY, PRESETS, Preprocess, guess_layout
+
+Model = Graph | str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Feed:
             inputs = np.rint(inputs)
         return self.pad(inputs.astype(self.dtype, copy=False))
 
+    def picture_size(self, inputs: np.ndarray) -> tuple[int, int] | None:
+        """Height and width of a batch of pictures, pixels; None where the inputs are none."""
+        if inputs.ndim != 4:
+            return None
+        return inputs.shape[1:3] if self.channels_last else inputs.shape[2:]
+
     def channels_first(self, relevance: np.ndarray) -> np.ndarray:
         """Relevance of the model's input, (n, C, H, W) whatever the model's layout; other than pictures as it is."""
         return np.ascontiguousarray(np.moveaxis(relevance, -1, 1)) if self.channels_last else relevance
@@ -73,6 +82,57 @@ def describe(graph: Graph, preprocess: Preprocess | None = None, classes: Sequen
     if classes is not None:
         changes[CLASSES_KEY] = json.dumps(list(classes), ensure_ascii=False)
     return replace(graph, metadata={**graph.metadata, **changes}) if changes else graph
+
+
+def read_preprocess(text: str | None) -> dict[str, Any] | None:
+    """A preset's name, a JSON file or JSON, as what `Preprocess.from_json` takes."""
+    if text is None:
+        return None
+    if text in PRESETS:
+        return {"preset": text}
+    if not text.lstrip().startswith("{"):
+        if not Path(text).is_file():
+            raise DataError(f"preprocess {text}: no such preset or file; presets: {', '.join(PRESETS)}")
+        text = Path(text).read_text(encoding="utf-8")
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"preprocess: not valid JSON ({error}): {text[:80]}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"preprocess: expected a JSON object, got {text[:80]}")
+    Preprocess.from_json(values)  # what is wrong with it should show before the model is read
+    return values
+
+
+def read_classes(path: Path | None) -> list[str] | None:
+    """Class names from a text file, one a line, or a JSON list."""
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        names = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"classes {path}: cannot be read ({reason}); expected a name a line, or JSON") from error
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise DataError(f"classes {path}: holds no names")
+    return [str(name) for name in names]
+
+
+def load_described(path: Path, preprocess: str | None = None, classes: Path | None = None) -> Graph:
+    """Load a model; what is said of its preprocessing and classes takes the place of its own metadata.
+
+    Raises
+    ------
+    ModelError, DataError
+        One of the three cannot be read.
+    """
+    said, names = read_preprocess(preprocess), read_classes(classes)
+    graph = load(path)
+    shape = next((info.shape for info in graph.inputs.values()), None) or ()
+    return describe(graph, None if said is None else Preprocess.for_input(said, shape[1:]), names)
 
 
 def classes_of(graph: Graph) -> tuple[str, ...] | None:
@@ -96,7 +156,7 @@ def number_of_outputs(graph: Graph) -> int | None:
 
 
 def open_both(
-    model: Graph | str | os.PathLike[str] | bytes | onnx.ModelProto,
+    model: Model,
     data: Dataset | str | os.PathLike[str],
     *,
     unlabelled: bool = False,

@@ -14,7 +14,21 @@ from typing import Annotated
 import typer
 
 from lrp_onnx import __version__
-from lrp_onnx.cli import assign, cluster, convert, demo, heatmaps, inspect, render, test
+from lrp_onnx.cli import (
+    assign,
+    cluster,
+    convert,
+    demo,
+    heatmaps,
+    hudd,
+    inspect,
+    localise,
+    render,
+    retrain,
+    stability,
+    test,
+    vary,
+)
 from lrp_onnx.errors import LrpOnnxError
 
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
@@ -45,8 +59,9 @@ def program(
     """Take the options that stand in front of a command; `run` has read --debug before, wherever it stood."""
 
 
-for command in (convert, inspect, test, heatmaps, render, cluster, assign, demo):
+for command in (convert, inspect, test, heatmaps, render, cluster, assign, retrain, vary, stability, localise, demo):
     app.command(command.NAME)(command.command)
+app.add_typer(hudd.app, name=hudd.NAME)
 
 
 def main() -> None:

@@ -12,8 +12,6 @@ from lrp_onnx.cli.options import (
     JsonOption,
     OverwriteOption,
     PreprocessOption,
-    read_classes,
-    read_preprocess,
     read_shape,
 )
 from lrp_onnx.cli.output import show_json, show_notes, status
@@ -57,6 +55,7 @@ def command(
     Preprocessing and class names travel in the ONNX file, so that later commands need not be told.
     """
     from lrp_onnx.files import refuse_existing, save_model
+    from lrp_onnx.inputs import read_classes, read_preprocess
 
     refuse_existing(output, overwrite)
     shapes = [read_shape(text) for text in input_shape] if input_shape else None

