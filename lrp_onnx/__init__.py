@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lrp_onnx.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lrp_onnx.converters import Conversion, convert
@@ -46,7 +47,6 @@ __all__ = [
     "write_predictions",
 ]
 
-# Torch, ONNX and HDF5 take seconds to import, so each name brings in its own module when it is first used.
 _HOMES = {
     "converters": ("Conversion", "convert"),
     "data": ("Dataset", "open_dataset"),
@@ -60,16 +60,4 @@ _HOMES = {
     "rules": ("Composite", "composite"),
     "store": ("HeatmapStore",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'lrp_onnx' has no attribute '{name}'")
-    value = getattr(import_module(f"lrp_onnx.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

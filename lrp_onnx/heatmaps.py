@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lrp_onnx.data import Batch, Dataset, batches
 from lrp_onnx.engine import DEFAULT_COMPOSITE, Explainer, Plan
-from lrp_onnx.engine.seed import Seed
+from lrp_onnx.engine.seed import Seed, Target
 from lrp_onnx.errors import DataError, StoreError, TargetError
-from lrp_onnx.graph import Graph
-from lrp_onnx.inputs import Feed, classes_of, feed_for, first_readable, number_of_outputs, open_both
-from lrp_onnx.predictions import judge, own_output, wrong_rows
+from lrp_onnx.inputs import Model, classes_of, feed_for, first_readable, number_of_outputs, open_both
+from lrp_onnx.judging import Judge
+from lrp_onnx.losses import Loss
+from lrp_onnx.results import read_results
 from lrp_onnx.rules import Composite
 from lrp_onnx.store import HeatmapStore, LayerInfo, StoreSpec
 
+StoreTarget = Literal["predicted", "label", "worst"] | int
 # Their output is their input in another shape, and so is its relevance.
 _RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast"}
 
@@ -79,15 +84,19 @@ class Heatmaps:
 
 
 def compute_heatmaps(
-    model: Graph | str | os.PathLike[str],
+    model: Model,
     data: Dataset | str | os.PathLike[str],
     store: str | os.PathLike[str],
     *,
     composite: str | Composite = DEFAULT_COMPOSITE,
-    target: Literal["predicted", "label"] | int = "predicted",
+    target: StoreTarget = "predicted",
     seed: Seed = "auto",
     layers: str | Sequence[str] = "input",
     errors: str | os.PathLike[str] | None = None,
+    correct: str | os.PathLike[str] | None = None,
+    per_class: int | None = None,
+    loss: Loss | None = None,
+    threshold: float | None = None,
     limit: int | None = None,
     batch_size: int = 8,
     device: str = "cpu",
@@ -107,11 +116,14 @@ def compute_heatmaps(
     Parameters
     ----------
     model, data
-        Paths, or open already.
+        Paths, or open already; the model also as bytes or onnx.ModelProto.
     store : path-like
         HDF5 file to write.
     target
-        Output to explain: what was predicted, the sample's label, or one class index for all.
+        Output to explain: what was predicted (the largest output, also of a regressor), the sample's label, one class
+        index for all; or "worst", for regression: the output that is the farthest off, of landmarks both coordinates or
+        the peak of their map. That needs targets, unless the model has one output only. Where images with and without
+        targets are to be compared, ``seed="all"`` explains every output.
     seed : {"auto", "logit", "one", "all"}
         Initial relevance, see `Explainer.explain`.
     layers
@@ -120,6 +132,12 @@ def compute_heatmaps(
         dimension is not the batch are left out with a note.
     errors : path-like, optional
         Table of `write_predictions`; only what it marks as wrong is explained.
+    correct : path-like, optional
+        The same, for what it marks as correct.
+    per_class : int, optional
+        At most so many of the correct samples of each class, see `correct_rows`.
+    loss, threshold
+        As in `judge`, for regression data. Left out, the loss is the one of the table, or else the default.
     limit : int, optional
         Explain the first so many samples.
     batch_size : int
@@ -141,8 +159,12 @@ def compute_heatmaps(
         if number is not None and number < 1:
             raise DataError(f"{name} is {number}; expected at least 1")
     graph, dataset = open_both(model, data)
-    if errors is not None:
-        dataset = dataset.subset(wrong_rows(errors, dataset))
+    known = -1
+    if errors is not None or correct is not None:
+        known = int(errors is None)
+        dataset, loss = _chosen(dataset, errors, correct, per_class, loss)
+    elif per_class is not None:
+        raise DataError("a number per class is for correct samples; name a table of results with it (--correct)")
     if limit is not None:
         dataset = dataset.subset(range(min(limit, len(dataset))))
     if target == "label" and (dataset.labels < 0).any():
@@ -150,7 +172,9 @@ def compute_heatmaps(
             f"target 'label' needs the class of every sample, and {int((dataset.labels < 0).sum())} of {len(dataset)} "
             f"in {dataset.root} have none; use 'predicted' or a class index"
         )
-    run = _Run(graph, dataset, Explainer(graph, composite, device=device, dtype=dtype), target, seed, layers)
+    explainer = Explainer(graph, composite, device=device, dtype=dtype)
+    judge = Judge(graph, explainer.output, dataset, feed_for(graph, dataset), loss, threshold)
+    run = _Run(judge, explainer, target, seed, layers, known)
     spec = run.spec(layer_dtype, compress)
     opened = HeatmapStore.resume(path, spec) if resume else HeatmapStore.create(path, spec, overwrite=overwrite)
     with opened as out:
@@ -200,25 +224,51 @@ def check_output(path: Path, *, resume: bool = False, overwrite: bool = False) -
         raise StoreError(f"{path} exists already; use --resume to go on with it or --overwrite to replace it")
 
 
+def _chosen(
+    dataset: Dataset,
+    errors: str | os.PathLike[str] | None,
+    correct: str | os.PathLike[str] | None,
+    per_class: int | None,
+    loss: Loss | None,
+) -> tuple[Dataset, Loss | None]:
+    """The samples that a table of results calls wrong, or correct, and the loss by which it does."""
+    table = errors if errors is not None else correct
+    assert table is not None
+    if errors is not None and (correct is not None or per_class is not None):
+        raise DataError("errors and correct samples go into two stores; choose one of --errors and --correct")
+    results = read_results(table, dataset)
+    if loss is not None and results.loss is not None and loss != results.loss:
+        raise DataError(f"{table}: was judged by the loss '{results.loss}', not '{loss}'; choose the same")
+    rows = results.wrong() if errors is not None else results.right(per_class)
+    return dataset.subset(rows), loss or results.loss
+
+
 class _Run:
     """One model over one data set: what is the same for every batch."""
 
     def __init__(
         self,
-        graph: Graph,
-        dataset: Dataset,
+        judge: Judge,
         explainer: Explainer,
-        target: Literal["predicted", "label"] | int,
+        target: StoreTarget,
         seed: Seed,
         layers: str | Sequence[str],
+        known: int,
     ) -> None:
-        self.graph, self.dataset, self.explainer, self.target = graph, dataset, explainer, target
+        self.graph, self.dataset, self.feed, self.judge = judge.graph, judge.dataset, judge.feed, judge
+        self.explainer, self.target = explainer, target
+        self.known = known  # what a table of results says of all samples: 1, 0, or -1 for nothing
         self.seed: Seed = ("one" if explainer.composite.gradient else "logit") if seed == "auto" else seed
-        self.feed: Feed = feed_for(graph, dataset)
         self.notes = list(self.feed.notes)
         self.totals = {"start": 0.0, "input": 0.0, "biases": 0.0}  # relevance, over all samples computed
         self.layers = select_layers(explainer.plan, layers)
         self.shapes = self._try_out()
+        outputs = math.prod(self.shapes[explainer.output])
+        if self.dataset.targets is not None and target == "predicted" and self.seed != "all" and outputs > 1:
+            self.notes.append(
+                f"of {outputs} regressed outputs the largest is explained; the target 'worst' explains the one that is "
+                "the farthest off, the seed 'all' every one"
+            )
         recorded = {self.feed.input, *self.layers, explainer.output}
         self.recorded = [name for name in explainer.plan.tensors if name in recorded]  # in execution order
 
@@ -227,7 +277,11 @@ class _Run:
         sample = first_readable(self.dataset, self.feed)
         # Twice, so that a first dimension of 1 is not taken for the batch.
         inputs = self.feed.batch_of(np.stack([sample] * (self.feed.batch or 2)))
-        result = self._explain(inputs, np.maximum(self.dataset.labels[:1], 0).repeat(len(inputs)))
+        labels, targets = np.maximum(self.dataset.labels[:1], 0).repeat(len(inputs)), self.dataset.targets
+        if targets is not None:  # those of the sample with the fewest, which will not do where all are needed
+            fewest = int(np.isnan(targets).sum(axis=1).argmax())
+            targets = targets[[fewest] * len(inputs)]
+        result = self._explain(inputs, labels, targets)
         if len(result.output) != len(inputs):
             raise DataError(
                 f"{self.graph.name}: output '{self.explainer.output}' has shape {tuple(result.output.shape)} for a "
@@ -240,14 +294,27 @@ class _Run:
             if shape[:1] != (len(inputs),) or (free and isinstance(declared, int)):
                 self.layers.remove(name)
                 self.notes.append(f"layer '{name}' is left out: its first dimension is not the batch (shape {shape})")
+        verdict = self.judge(result.output.cpu().numpy(), inputs, labels, targets)
+        self.measure = self.judge.measure(verdict)
         shapes = {name: tuple(relevance.shape[1:]) for name, relevance in result.relevance.items()}
         return {**shapes, self.explainer.output: tuple(result.output.shape[1:])}
 
-    def _explain(self, inputs: np.ndarray, labels: np.ndarray) -> Any:
+    def _explain(self, inputs: np.ndarray, labels: np.ndarray, targets: np.ndarray | None) -> Any:
         names = [*self.layers, self.explainer.output]
         if self.target == "label" and number_of_outputs(self.graph) == 1:
             labels = np.zeros_like(labels)  # one output speaks for both classes
-        return self.explainer.explain(inputs, self.target, labels=labels, seed=self.seed, layers=names)
+        target: Target = self.target if self.target != "worst" else "predicted"
+        if self.target == "worst" and self.seed != "all":  # which explains every output anyway
+            target = partial(self._worst, inputs=inputs, targets=targets)
+        return self.explainer.explain(inputs, target, labels=labels, seed=self.seed, layers=names)
+
+    def _worst(self, output: Tensor, inputs: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
+        """What `Explainer.explain` takes: the worst output (n,), or where that is several, the initial relevance."""
+        logits = output.cpu().numpy()
+        worst = self.judge.worst(logits, inputs, targets)
+        if (worst.reshape(len(worst), -1).sum(axis=1) == 1).all():
+            return worst.reshape(len(worst), -1).argmax(axis=1)
+        return np.where(worst, logits if self.seed == "logit" else 1, 0)
 
     def spec(self, layer_dtype: str, compress: str | None) -> StoreSpec:
         dataset, graph, plan = self.dataset, self.graph, self.explainer.plan
@@ -276,6 +343,9 @@ class _Run:
             seed=self.seed,
             preprocess=None if preprocess is None else preprocess.to_json(),
             classes=classes,
+            loss=self.measure or "",
+            threshold=self.judge.threshold,
+            target_names=dataset.target_names,
             layer_dtype=layer_dtype,
             compress=compress,
         )
@@ -308,7 +378,8 @@ class _Run:
 
     def _rows(self, batch: Batch, fresh: np.ndarray) -> dict[str, Any]:
         """What the store takes for the samples at `fresh` in the batch."""
-        result = self._explain(self.feed.batch_of(batch.inputs), self.feed.pad(batch.labels))
+        expected = None if batch.targets is None else self.feed.pad(batch.targets)
+        result = self._explain(self.feed.batch_of(batch.inputs), self.feed.pad(batch.labels), expected)
         picked = torch.from_numpy(fresh)
         output = result.output.cpu()[picked]
         relevance = {name: result.relevance[name].cpu()[picked] for name in self.recorded}
@@ -318,16 +389,17 @@ class _Run:
         # the ledger is of the whole batch: its part that is padding or done already is left out in proportion
         self.totals["biases"] += sum(float(node.bias) for node in result.conservation) * len(fresh) / len(result.output)
         targets = None if batch.targets is None else batch.targets[fresh]
-        judged = output.numpy()
-        if targets is not None:
-            judged = own_output(self.graph, self.explainer.output, judged)
-        verdict = judge(judged, batch.labels[fresh], targets)
+        verdict = self.judge(output.numpy(), batch.inputs, batch.labels[fresh], targets)
+        regression: dict[str, Any] = {}
+        if verdict.values is not None:
+            regression = {"worst": verdict.worst, "predicted_value": verdict.values}
         return {
             "attribution": self.feed.channels_first(relevance[self.feed.input].numpy()),
             "prediction": output.numpy(),
             "predicted": verdict.predicted,
-            "correct": verdict.correct,
+            "correct": np.where(verdict.correct < 0, self.known, verdict.correct),
             "loss": verdict.loss,
+            **regression,
             "target": None if result.target is None else result.target[fresh],
             "layers": {name: relevance[name].numpy() for name in self.layers},
             "conservation": sums.numpy(),

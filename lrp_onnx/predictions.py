@@ -1,10 +1,10 @@
-"""What a model says about a data set, as a table; and which samples such a table calls wrong."""
+"""What a model says about a data set, as a table."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,21 +15,25 @@ from lrp_onnx.data import Dataset, batches
 from lrp_onnx.errors import DataError
 from lrp_onnx.files import written_whole
 from lrp_onnx.forward import make_forward
-from lrp_onnx.graph import Graph
-from lrp_onnx.inputs import classes_of, feed_for, first_readable, open_both, sample_name
+from lrp_onnx.inputs import Model, classes_of, feed_for, first_readable, open_both, sample_name
+from lrp_onnx.judging import Judge, own_output
+from lrp_onnx.losses import Loss, Verdict, judge, part_names
+from lrp_onnx.results import COLUMNS, REGRESSION_COLUMNS, class_name, correct_rows, wrong_rows
+
+__all__ = [
+    "BatchResult",
+    "PartError",
+    "Predictions",
+    "Regression",
+    "Verdict",
+    "correct_rows",
+    "judge",
+    "predict",
+    "write_predictions",
+    "wrong_rows",
+]
 
 Progress = Callable[[int, int], None]
-COLUMNS = ("image", "label", "predicted", "correct", "loss")
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """Of each of n samples: predicted class (int64, -1 where there are no classes), correct (int8: 1, 0, or -1 for not
-    known) and loss (float64, NaN where nothing is expected)."""
-
-    predicted: np.ndarray
-    correct: np.ndarray
-    loss: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,58 @@ class BatchResult:
 
 
 @dataclass(frozen=True)
+class PartError:
+    """One regressed output, or landmark.
+
+    Attributes
+    ----------
+    name : str
+        From the names of the targets, or a number from 0.
+    error : float
+        Mean absolute error; of a landmark, mean distance.
+    samples : int
+        Those in which its target is known.
+    worst : int
+        Those in which no other part is as far off.
+    """
+
+    name: str
+    error: float
+    samples: int
+    worst: int
+
+
+@dataclass(frozen=True)
+class Regression:
+    """How far regressed numbers are off, over all samples.
+
+    Attributes
+    ----------
+    loss : {"mse", "mae", "landmarks"}
+    threshold : float or None
+    measured : int
+        Samples that have a loss.
+    above : int or None
+        Those of them whose loss is above the threshold.
+    mean_squared_error, mean_absolute_error : float
+        Over all targets that are known.
+    mean_error : float
+        Over all parts that are known: for landmarks their mean distance, else the mean absolute error.
+    parts : tuple of PartError
+        The worst first.
+    """
+
+    loss: Loss
+    threshold: float | None
+    measured: int
+    above: int | None
+    mean_squared_error: float
+    mean_absolute_error: float
+    mean_error: float
+    parts: tuple[PartError, ...]
+
+
+@dataclass(frozen=True)
 class Predictions:
     """What `write_predictions` found.
 
@@ -57,12 +113,14 @@ class Predictions:
     samples : int
         Rows written.
     labelled, correct : int
-        Those with a known class, and those of them that the model got right.
+        Those known to be right or wrong (a known class, or a loss and a threshold), and those of them that are right.
     accuracy, mean_loss : float or None
-        None without labels.
+        None where nothing is known.
     failures : dict of str to str
         Path and reason of each sample that could not be read; these have no row.
     notes : tuple of str
+    regression : Regression or None
+        None for classes, and where no sample has a loss.
     """
 
     path: Path
@@ -73,49 +131,29 @@ class Predictions:
     mean_loss: float | None
     failures: dict[str, str]
     notes: tuple[str, ...]
-
-
-def judge(output: np.ndarray, labels: np.ndarray, targets: np.ndarray | None = None) -> Verdict:
-    """Predicted class, correctness and loss from logits.
-
-    With K > 1 logits the class is the largest and the loss the cross-entropy; with a single logit it is class 1 where
-    the logit is positive, and the loss the binary cross-entropy; with regression targets the loss is the mean squared
-    error.
-
-    Parameters
-    ----------
-    output : (n, …)
-        Logits; with `targets` the regressed values (`own_output`, where the model ends in Sigmoid).
-    labels : int (n,)
-        -1 where none is known.
-    targets : (n, T), optional
-    """
-    n = len(output)
-    flat = output.reshape(n, -1).astype(np.float64)
-    unknown = np.full(n, -1)
-    if targets is not None:
-        fits = flat.shape == targets.shape
-        loss = ((flat - targets) ** 2).mean(axis=1) if fits else np.full(n, np.nan)
-        return Verdict(unknown, unknown.astype(np.int8), loss)
-    predicted = flat.argmax(axis=1) if flat.shape[1] > 1 else (flat[:, 0] > 0).astype(np.int64)
-    if output.ndim > 2:  # a class per position: one label says nothing about it
-        return Verdict(predicted, unknown.astype(np.int8), np.full(n, np.nan))
-    known = labels >= 0
-    correct = np.where(known, predicted == labels, -1).astype(np.int8)
-    logits = flat if flat.shape[1] > 1 else np.concatenate([np.zeros((n, 1)), flat], axis=1)
-    largest = logits.max(axis=1)
-    total = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
-    own = np.take_along_axis(logits, np.where(known, labels, 0)[:, None], axis=1)[:, 0]
-    return Verdict(predicted, correct, np.where(known, total - own, np.nan))
+    regression: Regression | None = None
 
 
 def predict(
-    model: Graph | str | os.PathLike[str],
+    model: Model,
     data: Dataset | str | os.PathLike[str],
     *,
     batch_size: int = 32,
+    loss: Loss | None = None,
+    threshold: float | None = None,
 ) -> Iterator[BatchResult]:
     """Run a model over a data set, batch by batch; unreadable samples go to ``data.failures``.
+
+    Parameters
+    ----------
+    model
+        Path, bytes, onnx.ModelProto or Graph.
+    data
+        Path or Dataset.
+    batch_size : int
+        Samples at a time, if the model leaves it free.
+    loss, threshold
+        As in `judge`; for regression data only.
 
     Raises
     ------
@@ -123,9 +161,9 @@ def predict(
         When one cannot be read, or they do not fit each other.
     """
     graph, dataset = open_both(model, data)
-    feed = feed_for(graph, dataset)
+    feed, name = feed_for(graph, dataset), next(iter(graph.outputs))
+    judged = Judge(graph, name, dataset, feed, loss, threshold)
     first_readable(dataset, feed)
-    name = next(iter(graph.outputs))
     forward = make_forward(graph, [name], torch.float32, torch.device("cpu"))
     for batch in batches(dataset, feed.preprocess, feed.batch or batch_size):
         n = len(batch.rows)
@@ -136,24 +174,38 @@ def predict(
             )
         output = output[:n]
         scores = own_output(graph, name, output)
-        verdict = judge(output if batch.targets is None else scores, batch.labels, batch.targets)
+        verdict = judged(output, batch.inputs, batch.labels, batch.targets)
         yield BatchResult(batch.rows, batch.paths, batch.labels, batch.targets, output, scores, verdict)
 
 
 def write_predictions(
-    model: Graph | str | os.PathLike[str],
+    model: Model,
     data: Dataset | str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
     batch_size: int = 32,
+    loss: Loss | None = None,
+    threshold: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Predictions:
     """Write a CSV file with a row per sample: image, label, predicted, correct, loss, score_<class>…
 
     `image` is relative to the data set; classes go by name where names are known; `score_…` is the model's own output
-    (probabilities where it ends in Softmax or Sigmoid); cells that make no sense for a sample are empty. With
-    regression targets, label and score hold the numbers and predicted and correct are empty.
+    (probabilities where it ends in Softmax or Sigmoid); cells that make no sense for a sample are empty.
+
+    With regression targets, label and score hold the numbers (of landmarks the coordinates, also where the model gives
+    maps) and predicted is empty. `correct` is 1 where the loss is at most `threshold`, and empty without a threshold.
+    Behind `loss` stand `measure` (what the loss is), `worst` (the output or landmark that is the farthest off) and, for
+    landmarks, `error_<landmark>`… in pixels.
+
+    Parameters
+    ----------
+    model, data, batch_size, loss, threshold
+        As in `predict`.
+    path : path-like
+    overwrite : bool
+    progress : callable (done, total), optional
 
     Raises
     ------
@@ -163,117 +215,114 @@ def write_predictions(
         As `predict`.
     """
     path = Path(path)
-    counts, losses = {"samples": 0, "labelled": 0, "correct": 0}, 0.0
-    measured = 0
     with written_whole(path, overwrite=overwrite) as new:
         graph, dataset = open_both(model, data)
-        classes = classes_of(graph) or dataset.classes
+        rows: _Rows | None = None
         with new.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
-            for result in predict(graph, dataset, batch_size=batch_size):
-                if not counts["samples"]:
-                    width = result.scores[0].size
-                    table.writerow([*COLUMNS, *(f"score_{_name(k, classes, width)}" for k in range(width))])
-                table.writerows(_lines(dataset, result, classes))
-                verdict = result.verdict
-                counts["samples"] += len(result.rows)
-                counts["labelled"] += int((verdict.correct >= 0).sum())
-                counts["correct"] += int((verdict.correct == 1).sum())
-                measured += int(np.isfinite(verdict.loss).sum())
-                losses += float(np.nansum(verdict.loss))
+            for result in predict(graph, dataset, batch_size=batch_size, loss=loss, threshold=threshold):
+                if rows is None:
+                    rows = _Rows(dataset, classes_of(graph) or dataset.classes, result, loss)
+                    table.writerow(rows.header)
+                table.writerows(rows.take(result))
                 if progress:
                     progress(int(result.rows[-1]) + 1, len(dataset))
-    return Predictions(
-        path,
-        **counts,
-        accuracy=counts["correct"] / counts["labelled"] if counts["labelled"] else None,
-        mean_loss=losses / measured if measured else None,
-        failures=dataset.failures,
-        notes=feed_for(graph, dataset).notes,
-    )
+    if rows is None:
+        raise DataError(f"{dataset.root}: holds no samples")
+    notes = feed_for(graph, dataset).notes
+    if dataset.targets is not None and rows.measure is None:
+        notes += (f"the model's output does not fit the {dataset.targets.shape[1]} targets a sample: no loss",)
+    return rows.summary(path, threshold, dataset.failures, notes)
 
 
-def wrong_rows(results: str | os.PathLike[str], dataset: Dataset) -> list[int]:
-    """Rows of `dataset` that a table of `write_predictions` marks as not correct, in the order of the data set.
+class _Rows:
+    """The lines of a table, and what they add up to."""
 
-    Raises
-    ------
-    DataError
-        When the table cannot be read, says nothing about correctness, names samples or labels that the data set does
-        not have, or marks none as wrong.
-    """
-    path = Path(results)
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            table = list(reader)
-            header = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path}: the results cannot be read: {reason}") from error
-    if missing := [name for name in ("image", "label", "correct") if name not in header]:
-        raise DataError(f"{path}: no column '{missing[0]}'; expected a table that `lrp-onnx test` wrote")
-    row_of = {sample_name(dataset, sample.path): row for row, sample in enumerate(dataset.samples)}
-    wrong = []
-    for line, entry in enumerate(table, start=2):
-        row = row_of.get(entry["image"])
-        if row is None:
-            raise DataError(
-                f"{path}, line {line}: '{entry['image']}' is not in {dataset.root}; is it of another data set?"
-            )
-        label = dataset.samples[row].label
-        known = {"" if label is None else str(label), _label(label, dataset.classes)}
-        if dataset.samples[row].target is None and entry["label"] not in known:
-            raise DataError(
-                f"{path}, line {line}: '{entry['image']}' has label '{entry['label']}' there and "
-                f"'{_label(label, dataset.classes)}' in {dataset.root}; is it of another data set?"
-            )
-        if entry["correct"] == "0":
-            wrong.append(row)
-    if not wrong:
-        judged = any(entry["correct"] for entry in table)
-        raise DataError(
-            f"{path}: {'no prediction is wrong' if judged else 'no sample has a label'}; nothing to explain"
+    def __init__(
+        self, dataset: Dataset, classes: tuple[str, ...] | None, first: BatchResult, loss: Loss | None
+    ) -> None:
+        self.dataset, self.classes = dataset, classes
+        self.measure: Loss | None = None
+        self.parts: tuple[str, ...] = ()
+        named = classes
+        width = first.scores[0].size
+        if first.verdict.values is not None and first.verdict.errors is not None:
+            self.measure, width = loss or "mse", first.verdict.values.shape[1]
+            named = dataset.target_names
+            self.parts = part_names(self.measure, named, first.verdict.errors.shape[1])
+        scores = named if named is not None and len(named) == width else range(width)
+        regression = () if first.targets is None else REGRESSION_COLUMNS
+        distances = [f"error_{name}" for name in self.parts] if self.measure == "landmarks" else []
+        self.header = [*COLUMNS, *regression, *distances, *(f"score_{name}" for name in scores)]
+        self.samples = self.labelled = self.correct = self.measured = 0
+        self.losses = self.squares = self.absolutes = 0.0
+        self.known, self.sums = np.zeros(len(self.parts), np.int64), np.zeros(len(self.parts))
+        self.worst = np.zeros(len(self.parts), np.int64)
+        self.targets = 0
+
+    def take(self, result: BatchResult) -> Iterator[list[str]]:
+        """Count a batch in, and give its lines."""
+        verdict = result.verdict
+        self.samples += len(result.rows)
+        self.labelled += int((verdict.correct >= 0).sum())
+        self.correct += int((verdict.correct == 1).sum())
+        self.measured += int((~np.isnan(verdict.loss)).sum())
+        self.losses += float(np.nansum(verdict.loss))
+        if result.targets is not None and verdict.values is not None and verdict.errors is not None:
+            off = (verdict.values - result.targets)[~np.isnan(result.targets)]
+            self.targets += off.size
+            self.squares, self.absolutes = self.squares + float((off**2).sum()), self.absolutes + float(abs(off).sum())
+            self.known += (~np.isnan(verdict.errors)).sum(axis=0)
+            self.sums += np.nansum(verdict.errors, axis=0)
+            self.worst += np.bincount(verdict.worst[verdict.worst >= 0], minlength=len(self.parts))
+        return self._lines(result)
+
+    def _lines(self, result: BatchResult) -> Iterator[list[str]]:
+        verdict = result.verdict
+        scores = result.scores if verdict.values is None else verdict.values
+        for i, path in enumerate(result.paths):
+            label, further = class_name(int(result.labels[i]), self.classes), []
+            if result.targets is not None:
+                label = " ".join(map(_number, result.targets[i]))
+                worst = int(verdict.worst[i])
+                further = [self.measure or "", self.parts[worst] if worst >= 0 else ""]
+            if self.measure == "landmarks" and verdict.errors is not None:
+                further += ["" if np.isnan(error) else _number(error) for error in verdict.errors[i]]
+            correct, loss = verdict.correct[i], verdict.loss[i]
+            yield [
+                sample_name(self.dataset, path),
+                label,
+                class_name(int(verdict.predicted[i]), self.classes),
+                "" if correct < 0 else str(correct),
+                "" if np.isnan(loss) else _number(loss),
+                *further,
+                *map(_number, scores[i].ravel()),
+            ]
+
+    def summary(
+        self, path: Path, threshold: float | None, failures: dict[str, str], notes: tuple[str, ...]
+    ) -> Predictions:
+        accuracy = self.correct / self.labelled if self.labelled else None
+        mean_loss = self.losses / self.measured if self.measured else None
+        counts = (self.samples, self.labelled, self.correct)
+        regression = self._regression(threshold) if self.measure and self.measured else None
+        return Predictions(path, *counts, accuracy, mean_loss, failures, notes, regression)
+
+    def _regression(self, threshold: float | None) -> Regression:
+        assert self.measure is not None
+        each = zip(self.parts, self.sums.tolist(), self.known.tolist(), self.worst.tolist(), strict=True)
+        parts = [PartError(name, total / known, known, worst) for name, total, known, worst in each if known]
+        return Regression(
+            loss=self.measure,
+            threshold=threshold,
+            measured=self.measured,
+            above=None if threshold is None else self.labelled - self.correct,
+            mean_squared_error=self.squares / self.targets,
+            mean_absolute_error=self.absolutes / self.targets,
+            mean_error=float(self.sums.sum() / self.known.sum()),
+            parts=tuple(sorted(parts, key=lambda part: -part.error)),
         )
-    return sorted(wrong)
 
 
-def own_output(graph: Graph, name: str, output: np.ndarray) -> np.ndarray:
-    """The model's own output from the logits in front of the activation that was cut off."""
-    activation = graph.cuts[name].op_type if name in graph.cuts else ""
-    logits = output.astype(np.float64)
-    if activation == "Sigmoid":
-        return 1 / (1 + np.exp(-logits))
-    if activation in ("Softmax", "LogSoftmax"):
-        axis = int(graph.cuts[name].attributes.get("axis", -1))
-        odds = np.exp(logits - logits.max(axis=axis, keepdims=True))
-        probabilities = odds / odds.sum(axis=axis, keepdims=True)
-        return probabilities if activation == "Softmax" else np.log(probabilities)
-    return logits
-
-
-def _lines(dataset: Dataset, result: BatchResult, classes: Sequence[str] | None) -> Iterator[list[str]]:
-    verdict = result.verdict
-    for i, path in enumerate(result.paths):
-        label = _label(int(result.labels[i]), classes)
-        if result.targets is not None:
-            label = " ".join(f"{value:.6g}" for value in result.targets[i])
-        predicted, correct, loss = verdict.predicted[i], verdict.correct[i], verdict.loss[i]
-        yield [
-            sample_name(dataset, path),
-            label,
-            _label(int(predicted), classes),
-            "" if correct < 0 else str(correct),
-            "" if np.isnan(loss) else f"{loss:.6g}",
-            *(f"{score:.6g}" for score in result.scores[i].ravel()),
-        ]
-
-
-def _label(index: int | None, classes: Sequence[str] | None) -> str:
-    if index is None or index < 0:
-        return ""
-    return classes[index] if classes is not None and index < len(classes) else str(index)
-
-
-def _name(index: int, classes: Sequence[str] | None, width: int) -> str:
-    return classes[index] if classes is not None and len(classes) == width else str(index)
+def _number(value: float) -> str:
+    return f"{value:.6g}"

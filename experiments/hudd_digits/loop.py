@@ -21,7 +21,6 @@ from lrp_onnx.hudd import (
     bootstrap,
     cluster,
     compute_distances,
-    eligible_layers,
 )
 from lrp_onnx.hudd.retrain import retrain
 from lrp_onnx.predictions import predict
@@ -57,7 +56,7 @@ def find_root_causes(
     errors, distances, improvement = (folder / name for name in ("errors.h5", "distances.h5", "improvement.h5"))
     compute_heatmaps(graph, digits.test.subset(wrong), errors, layers="all", **options)
     with HeatmapStore(errors) as of_errors:
-        compute_distances(of_errors, distances, profile=profile, layers=eligible_layers(of_errors))
+        compute_distances(of_errors, distances, profile=profile)
         with Distances(distances) as between:
             clustering = cluster(between, profile)
             compute_heatmaps(graph, digits.improvement, improvement, layers=[clustering.layer], **options)

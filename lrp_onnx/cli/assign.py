@@ -66,12 +66,16 @@ def command(
                 "over_quota": result.over_quota,
                 "explanation": result.explanation,
                 "without_image": found.without_image,
+                "labelled": found.labelled,
+                "set_aside": found.set_aside,
             }
         )
         return
     print(result.explanation)
     for cluster, selected in found.selected.items():
         print(f"cluster {cluster}: {count(selected, 'image')} of at most {result.quotas[cluster]}")
+    if found.labelled or found.set_aside:
+        print(f"kept {count(found.labelled + found.set_aside, 'label')}, {found.set_aside} of images not selected now")
     if result.selected:
         print(f"fill in the column label of {found.table}")
     if found.without_image:

@@ -25,7 +25,12 @@ def command(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write.")] = Path("clusters"),
     profile: Annotated[
-        str, typer.Option("--profile", metavar="default|hudd", help="How to cluster; hudd: as published.")
+        str,
+        typer.Option(
+            "--profile",
+            metavar="default|hudd|features",
+            help="How to cluster; hudd: as published; features: the images as a network sees them, for comparison.",
+        ),
     ] = "default",
     k: Annotated[
         int | None, typer.Option("--k", help="Number of clusters; found by default.", show_default=False)
@@ -42,7 +47,9 @@ def command(
     min_size: Annotated[
         int | None,
         typer.Option(
-            "--min-size", help="Smaller clusters are noise; 2 by default, 1 in profile hudd.", show_default=False
+            "--min-size",
+            help="Smaller clusters are noise; 2 by default, in profile hudd 1, in profile features 5.",
+            show_default=False,
         ),
     ] = None,
     metric: Annotated[
@@ -56,19 +63,51 @@ def command(
             help="Compare heatmaps, or their sums per channel, or per position.",
         ),
     ] = "none",
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", metavar="FILE", help="Profile features: the ONNX model of the heatmaps.", show_default=False
+        ),
+    ] = None,
+    backbone: Annotated[
+        Path | None,
+        typer.Option(
+            "--backbone", metavar="FILE", help="Profile features: another network instead of it.", show_default=False
+        ),
+    ] = None,
+    xlsx: Annotated[
+        bool, typer.Option("--xlsx", help="Write the chosen layer's distances as a spreadsheet too.")
+    ] = False,
     heatmaps: Annotated[
         bool, typer.Option("--heatmaps/--no-heatmaps", help="Show the heatmap beside each image.")
     ] = True,
+    correct: Annotated[
+        Path | None,
+        typer.Option(
+            "--correct",
+            metavar="STORE",
+            help="Heatmaps of images handled correctly, which the report holds against each cluster.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Group errors by the similarity of their heatmaps; look at a few images a cluster instead of at every failure.
 
-    LayerX/ in the folder holds the images, a contact sheet and an animation of each cluster, and clusters.csv.
+    LayerX/ in the folder holds the images, a contact sheet and an animation of each cluster, and clusters.csv;
+    report.html shows and explains them on one page.
     Interrupted work goes on where it was when the same command runs again.
     """
+    from lrp_onnx.files import refuse_existing
     from lrp_onnx.hudd.outputs import cluster_store
+    from lrp_onnx.hudd.report import write_report
+    from lrp_onnx.store import HeatmapStore
 
+    report = output / "report.html"
+    refuse_existing(report, overwrite)
+    if correct is not None:
+        HeatmapStore(correct).close()  # what cannot be read should show before the work, not after it
     with steps() as advance:
         found = cluster_store(
             store,
@@ -80,15 +119,20 @@ def command(
             min_size=min_size,
             metric=metric,
             reduce=reduce,
+            model=model,
+            backbone=backbone,
             heatmaps=heatmaps,
+            xlsx=xlsx,
             overwrite=overwrite,
             progress=advance,
         )
+        write_report(report, output, store=store, correct=correct, overwrite=overwrite, progress=advance)
     if as_json:
-        show_json(_as_data(found))
+        show_json(_as_data(found) | {"report": report})
         return
     show_notes(found.notes)
     _print(found)
+    print(f"{report} shows and explains them")
 
 
 def _as_data(found: Clustered) -> dict[str, Any]:
@@ -105,6 +149,7 @@ def _as_data(found: Clustered) -> dict[str, Any]:
         "images": found.images,
         "inspected": found.inspected,
         "without_image": found.without_image,
+        "spreadsheet": found.spreadsheet,
         "notes": found.notes,
     }
 
@@ -116,8 +161,9 @@ def _print(found: Clustered) -> None:
 
     clustering = found.clustering
     print(f"layer {clustering.layer} ({clustering.how_layer})")
-    noise = f", {len(clustering.noise)} of them noise" if clustering.noise else ""
-    print(f"{count(clustering.k, 'cluster')}{noise} ({clustering.how_k})")
+    noise = clustering.k - len(clustering.medoids)
+    some = f", {noise} of them noise" if noise else ""
+    print(f"{count(clustering.k, 'cluster')}{some} ({clustering.how_k})")
     table = Table("cluster", "images", "silhouette", "medoid", "expected -> predicted", box=None, pad_edge=False)
     for column, overflow in (("medoid", "fold"), ("expected -> predicted", "fold")):
         next(c for c in table.columns if c.header == column).overflow = overflow  # type: ignore[assignment]
@@ -136,6 +182,8 @@ def _print(found: Clustered) -> None:
             f"{found.inspected / found.images:.1%}"
         )
     print(f"{found.chosen} holds the images, contact sheets and animations of each cluster")
+    if found.spreadsheet:
+        print(f"{found.spreadsheet} holds the distances of the layer")
     if found.without_image:
         print(f"{count(found.without_image, 'image')} could not be read again")
 

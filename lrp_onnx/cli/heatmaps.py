@@ -19,11 +19,13 @@ from lrp_onnx.cli.options import (
     GammaOption,
     HighOption,
     JsonOption,
+    LossOption,
     LowOption,
     Model,
     OverwriteOption,
     PreprocessOption,
     RuleOption,
+    ThresholdOption,
     UnlabelledOption,
     load_model,
     read_composite,
@@ -42,7 +44,13 @@ def command(
     rule: RuleOption = None,
     extensions: ExtensionsOption = None,
     target: Annotated[
-        str, typer.Option("--target", metavar="predicted|label|INT", help="The output to explain.")
+        str,
+        typer.Option(
+            "--target",
+            metavar="predicted|label|worst|INT",
+            help="The output to explain: the largest, that of the label, or one by number; worst: for regression, the "
+            "output or landmark that is the farthest off.",
+        ),
     ] = "predicted",
     seed: Annotated[
         str,
@@ -65,6 +73,18 @@ def command(
         Path | None,
         typer.Option("--errors", metavar="CSV", help="Explain only what this table calls wrong.", show_default=False),
     ] = None,
+    correct: Annotated[
+        Path | None,
+        typer.Option(
+            "--correct", metavar="CSV", help="Explain only what this table calls correct.", show_default=False
+        ),
+    ] = None,
+    per_class: Annotated[
+        int | None,
+        typer.Option("--per-class", help="With --correct: at most so many of each class.", show_default=False),
+    ] = None,
+    loss: LossOption = None,
+    threshold: ThresholdOption = None,
     limit: Annotated[
         int | None, typer.Option("--limit", help="Explain the first so many samples.", show_default=False)
     ] = None,
@@ -105,7 +125,12 @@ def command(
     with status(f"Loading {model}"):
         graph, dataset = open_both(load_model(model, preprocess, classes), data, unlabelled=unlabelled)
     with progress("Explaining") as advance:
-        options: Any = {"seed": seed, "dtype": dtype}  # their values are checked by the library
+        options: Any = {
+            "seed": seed,
+            "dtype": dtype,
+            "loss": loss,
+            "threshold": threshold,
+        }  # their values are checked by the library
         try:
             result = compute_heatmaps(
                 graph,
@@ -115,6 +140,8 @@ def command(
                 target=int(target) if target.lstrip("-").isdecimal() else target,  # type: ignore[arg-type]
                 layers=layers,
                 errors=errors,
+                correct=correct,
+                per_class=per_class,
                 limit=limit,
                 batch_size=batch_size,
                 device=device,

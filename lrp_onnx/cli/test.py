@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,16 +13,22 @@ from lrp_onnx.cli.options import (
     Data,
     ExtensionsOption,
     JsonOption,
+    LossOption,
     Model,
     OverwriteOption,
     PreprocessOption,
+    ThresholdOption,
     UnlabelledOption,
     load_model,
     run_extensions,
 )
 from lrp_onnx.cli.output import count, progress, show_failures, show_json, show_notes, status
 
+if TYPE_CHECKING:
+    from lrp_onnx.predictions import Regression
+
 NAME = "test"
+_MOST_PARTS = 20  # outputs, or landmarks, shown
 
 
 def command(
@@ -33,11 +39,15 @@ def command(
     classes: ClassesOption = None,
     unlabelled: UnlabelledOption = False,
     extensions: ExtensionsOption = None,
+    loss: LossOption = None,
+    threshold: ThresholdOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Samples at a time.")] = 32,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict every sample: image, label, predicted, correct, loss and a score per class.
+
+    For regression also what the loss is, the worst output or landmark, and the error of each landmark.
 
     The table is what `heatmaps --errors` reads to explain only what went wrong.
     """
@@ -52,14 +62,44 @@ def command(
 
     graph, dataset = open_both(graph, data, unlabelled=unlabelled)
     with progress("Predicting") as advance:
-        result = write_predictions(graph, dataset, output, batch_size=batch_size, overwrite=overwrite, progress=advance)
+        options: Any = {"loss": loss, "threshold": threshold}  # their values are checked by the library
+        result = write_predictions(
+            graph, dataset, output, batch_size=batch_size, overwrite=overwrite, progress=advance, **options
+        )
     if as_json:
         show_json(asdict(result))
         return
     show_notes(result.notes)
     show_failures(result.failures)
     print(f"{count(result.samples, 'prediction')} -> {result.path}")
+    if result.regression is not None:
+        _print(result.regression)
+        return
     if result.accuracy is not None:
         print(f"accuracy {result.accuracy:.2%} ({result.correct} of {result.labelled})")
     if result.mean_loss is not None:
         print(f"mean loss {result.mean_loss:.4g}")
+
+
+def _print(found: Regression) -> None:
+    landmarks = found.loss == "landmarks"
+    if landmarks:
+        print(f"mean pixel error {found.mean_error:.4g}")
+    else:
+        print(f"mean squared error {found.mean_squared_error:.4g}, mean absolute error {found.mean_absolute_error:.4g}")
+    if found.above is not None:
+        share = f"{found.above / found.measured:.2%} ({found.above} of {count(found.measured, 'sample')})"
+        print(f"{found.loss} above {found.threshold:g}: {share}")
+    if len(found.parts) > 1:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            "landmark" if landmarks else "output", "mean error", "samples", "worst in", box=None, pad_edge=False
+        )
+        for part in found.parts[:_MOST_PARTS]:
+            table.add_row(Text(part.name), f"{part.error:.4g}", str(part.samples), str(part.worst))
+        Console(highlight=False).print(table)
+    if len(found.parts) > _MOST_PARTS:
+        print(f"and {len(found.parts) - _MOST_PARTS} more with smaller errors (--json shows all)")

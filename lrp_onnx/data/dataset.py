@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from lrp_onnx.preprocess import Preprocess
 
 NO_LABEL = -1
 BATCHES_AHEAD = 2  # enough to hide decoding behind the model; more would only hold memory
+_MOST_READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Dataset:
         The inputs of a .npy or .npz file, addressed by `Sample.index`.
     failures : dict of str to str
         Path and reason of each sample that could not be read so far.
+    target_names : tuple of str or None
+        Names of the regression targets, where the data has them.
     """
 
     root: Path
@@ -52,13 +56,15 @@ class Dataset:
     classes: tuple[str, ...] | None = None
     array: np.ndarray | None = None
     failures: dict[str, str] = field(default_factory=dict)
+    target_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def subset(self, rows: Iterable[int]) -> Dataset:
         """The samples at `rows` only; each keeps its `index` in the whole data set."""
-        return Dataset(self.root, [self.samples[row] for row in rows], self.classes, self.array)
+        chosen = [self.samples[row] for row in rows]
+        return Dataset(self.root, chosen, self.classes, self.array, target_names=self.target_names)
 
     @cached_property
     def paths(self) -> list[str]:
@@ -78,7 +84,7 @@ class Dataset:
 
     @cached_property
     def targets(self) -> np.ndarray | None:
-        """Regression targets, float32 (N, T); None for classification and for unlabelled data."""
+        """Regression targets, float32 (N, T), NaN where not known; None for classification and for unlabelled data."""
         if not self.samples or self.samples[0].target is None:
             return None
         return np.array([sample.target for sample in self.samples], dtype=np.float32)
@@ -130,7 +136,7 @@ class Batch:
 def batches(
     dataset: Dataset, preprocess: Preprocess | None, batch_size: int, *, skip: Iterable[int] = ()
 ) -> Iterator[Batch]:
-    """Read a data set in order, decoding a few batches ahead in a background thread.
+    """Read a data set in order, decoding a few batches ahead in background threads.
 
     A sample that cannot be read is left out of its batch and noted in ``dataset.failures``. Which samples share a batch
     does not depend on `skip`, so that an interrupted run that resumes computes the very same numbers.
@@ -166,33 +172,36 @@ def batches(
 
 
 def _read_ahead(dataset: Dataset, preprocess: Preprocess | None, groups: list[list[int]]) -> Iterator[Batch]:
-    waiting: deque[Future[tuple[Batch | None, dict[str, str]]]] = deque()
+    waiting: deque[tuple[list[int], list[Future[np.ndarray]]]] = deque()
     failed = 0
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(max_workers=min(_MOST_READERS, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
         try:
             for position in range(len(groups) + BATCHES_AHEAD):
                 if position < len(groups):
-                    waiting.append(pool.submit(_load, dataset, preprocess, groups[position]))
+                    group = groups[position]
+                    waiting.append((group, [pool.submit(dataset.read, row, preprocess) for row in group]))
                 if position < BATCHES_AHEAD or not waiting:
                     continue
-                batch, failures = waiting.popleft().result()
+                batch, failures = _collect(dataset, *waiting.popleft())
                 dataset.failures.update(failures)
                 failed += len(failures)
                 if batch is not None:
                     yield batch
         finally:
-            for future in waiting:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
     if failed and failed == len(dataset):
         path, reason = next(iter(dataset.failures.items()))
         raise DataError(f"{dataset.root}: none of the {failed} samples could be read; the first, {path}: {reason}")
 
 
-def _load(dataset: Dataset, preprocess: Preprocess | None, group: list[int]) -> tuple[Batch | None, dict[str, str]]:
+def _collect(
+    dataset: Dataset, group: list[int], reading: list[Future[np.ndarray]]
+) -> tuple[Batch | None, dict[str, str]]:
+    """A batch of what could be read, and the reasons of what could not."""
     rows, inputs, failures = [], [], {}
-    for row in group:
+    for row, sample in zip(group, reading, strict=True):
         try:
-            inputs.append(dataset.read(row, preprocess))
+            inputs.append(sample.result())
             rows.append(row)
         except Exception as error:  # decoders raise anything, from SyntaxError to struct.error, on broken files
             failures[dataset.samples[row].path] = reason_of(error)

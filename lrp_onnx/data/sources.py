@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from lrp_onnx.data.dataset import Dataset, Sample
+from lrp_onnx.data.table import Table, read_table
 from lrp_onnx.errors import DataError
 
 IMAGE_SUFFIXES = (
@@ -32,9 +32,9 @@ def open_dataset(
       sub-folder names. Hidden files and folders are ignored. Order: by relative POSIX path.
     - Manifest: .csv or .tsv, UTF-8, separated by comma, semicolon or tab, with a header. Column ``image`` holds paths
       relative to the manifest; column ``label`` a class name or index, empty for none. Without a ``label`` column, all
-      other columns are numbers to regress.
+      other columns are numbers to regress, empty where not known (such as a landmark that is not visible).
     - Arrays: .npy, or .npz with ``x``, ``images`` or ``data`` and optionally ``y`` or ``labels`` (integers (N,): class
-      indexes; floats (N,) or (N, T): regression targets).
+      indexes; floats (N,) or (N, T): regression targets, NaN where not known).
 
     Parameters
     ----------
@@ -97,42 +97,33 @@ def _find_pictures(root: Path) -> Iterator[str]:
 
 
 def _open_manifest(source: Path, classes: tuple[str, ...] | None, unknown: Unknown) -> Dataset:
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines(keepends=True)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{source}: expected UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
-    header = lines[0].strip() if lines else ""
-    separator = max(",;\t", key=header.count)
-    table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
-    columns = [name.lower() for name in table[0]] if table else []
+    table = read_table(source)
+    columns = {name.lower(): name for name in table.header}  # in any case, to find them by
     if IMAGE_COLUMN not in columns:
-        raise DataError(f"{source}: expected a header with a column '{IMAGE_COLUMN}', got {header!r}")
-    rows = [(line, dict(zip(columns, row, strict=False))) for line, row in enumerate(table[1:], start=2) if any(row)]
-    for line, row in rows:
-        if not row.get(IMAGE_COLUMN):
+        found = table.separator.join(table.header)
+        raise DataError(f"{source}: expected a header with a column '{IMAGE_COLUMN}', got {found!r}")
+    image, label = columns[IMAGE_COLUMN], columns.get(LABEL_COLUMN, "")
+    for line, row in table.rows:
+        if not row.get(image):
             raise DataError(f"{source}, line {line}: column '{IMAGE_COLUMN}' is empty")
-    paths = [str(source.parent / row[IMAGE_COLUMN]) for _, row in rows]
-    targets: list[tuple[float, ...] | None] = [None] * len(rows)
-    texts = [row.get(LABEL_COLUMN, "") for _, row in rows]
-    others = [name for name in columns if name != IMAGE_COLUMN]
-    if LABEL_COLUMN not in columns and others:
-        targets = [tuple(_number(source, line, row, name, separator) for name in others) for line, row in rows]
+    paths = [str(source.parent / row[image]) for _, row in table.rows]
+    texts = [row.get(label, "") for _, row in table.rows]
+    targets: list[tuple[float, ...] | None] = [None] * len(paths)
+    others = tuple(name for name in table.header if name != image)
+    if not label and others:
+        targets = [tuple(_number(table, line, row, name) for name in others) for line, row in table.rows]
     labels, classes = _class_labels(source, "label", sorted({text for text in texts if text}), classes, unknown)
-    samples = [Sample(paths[i], labels.get(texts[i]), i, targets[i]) for i in range(len(rows))]
-    return Dataset(source, samples, classes)
+    samples = [Sample(paths[i], labels.get(texts[i]), i, targets[i]) for i in range(len(paths))]
+    return Dataset(source, samples, classes, target_names=None if label else others or None)
 
 
-def _number(source: Path, line: int, row: dict[str, str], column: str, separator: str) -> float:
-    text = row.get(column, "")
+def _number(table: Table, line: int, row: Mapping[str, str], column: str) -> float:
     try:
-        # Spreadsheets that separate columns by semicolons do so because they write decimal commas.
-        return float(text.replace(",", ".") if separator == ";" else text)
-    except ValueError as error:
+        return table.number(row[column])
+    except (KeyError, ValueError) as error:
         raise DataError(
-            f"{source}, line {line}: column '{column}' holds {text!r}; without a column '{LABEL_COLUMN}' all columns "
-            f"but '{IMAGE_COLUMN}' are numbers to regress"
+            f"{table.path}, line {line}: column '{column}' holds {row.get(column, '')!r}; without a column "
+            f"'{LABEL_COLUMN}' all columns but '{IMAGE_COLUMN}' are numbers to regress"
         ) from error
 
 

@@ -132,8 +132,9 @@ class Explainer:
         ----------
         x : array or dict of str to array
             The model's input, batch first, shaped as the model wants it; by name for several inputs.
-        target : "predicted", "label", int, array of int (N,), or array shaped as the output
-            The output element to explain; with an array shaped as the output, the initial relevance itself.
+        target : "predicted", "label", int, array of int (N,), array shaped as the output, or callable
+            The output element to explain; with an array shaped as the output, the initial relevance itself. A callable
+            is given the output, a Tensor, and returns one of these.
         labels : array of int (N,)
             For target="label".
         seed : {"auto", "logit", "one", "all"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lrp_onnx.errors import TargetError
 
-Target = Literal["predicted", "label"] | int | Sequence[int] | np.ndarray | Tensor
+Fixed = Literal["predicted", "label"] | int | Sequence[int] | np.ndarray | Tensor
+Target = Fixed | Callable[[Tensor], Fixed]
 Seed = Literal["auto", "logit", "one", "all"]
 
 
@@ -30,6 +31,8 @@ def make_seed(
     if not output.ndim:
         raise TargetError("the model's output is a single number for the whole batch; expected one row per sample")
     n = output.shape[0]
+    if callable(target):
+        target = target(output)
     array = None if isinstance(target, str) else _array(target)
     if array is not None and array.shape == tuple(output.shape) and array.ndim > 1:
         return torch.as_tensor(array).to(output), None
@@ -49,7 +52,7 @@ def _array(target: Any) -> np.ndarray:
 
 
 def _index(
-    flat: Tensor, target: Target, array: np.ndarray | None, labels: Sequence[int] | np.ndarray | None
+    flat: Tensor, target: Fixed, array: np.ndarray | None, labels: Sequence[int] | np.ndarray | None
 ) -> np.ndarray:
     n, k = flat.shape
     if array is None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lrp_onnx.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lrp_onnx.hudd.assign import Assignment, Selected, assign_images, assign_stores, nearest_members, thresholds
     from lrp_onnx.hudd.balance import Balanced, bootstrap
+    from lrp_onnx.hudd.before_after import TestVerdict
     from lrp_onnx.hudd.blocks import pairwise
     from lrp_onnx.hudd.clusters import Clustering, LayerScores, cluster
     from lrp_onnx.hudd.comparison import ClusterVerdict, Verdict, verdict
     from lrp_onnx.hudd.curves import Curves
-    from lrp_onnx.hudd.distances import Distances, compute_distances
-    from lrp_onnx.hudd.outputs import Clustered, ClusterSummary, cluster_store, eligible_layers, write_clusters
+    from lrp_onnx.hudd.density import DenseClusters, cluster_features
+    from lrp_onnx.hudd.distances import Distances, compute_distances, compute_feature_distances
+    from lrp_onnx.hudd.features import Features, compute_features, default_layer
+    from lrp_onnx.hudd.improve import Improved, retrain_unsafe
+    from lrp_onnx.hudd.labels import Filled, Labels, fill_labels, read_labels
+    from lrp_onnx.hudd.layers import eligible_layers
+    from lrp_onnx.hudd.outputs import Clustered, ClusterSummary, cluster_store, write_clusters
     from lrp_onnx.hudd.records import SavedClusters, read_clusters
     from lrp_onnx.hudd.retrain import Retrained
     from lrp_onnx.hudd.spreadsheet import export_xlsx
     from lrp_onnx.hudd.training import Epoch
-    from lrp_onnx.hudd.unsafe import UnsafeSet, assign_store
+    from lrp_onnx.hudd.unsafe import SavedUnsafeSet, UnsafeSet, assign_store, read_unsafe
 
 __all__ = [
     "Assignment",
@@ -28,12 +35,19 @@ __all__ = [
     "Clustered",
     "Clustering",
     "Curves",
+    "DenseClusters",
     "Distances",
     "Epoch",
+    "Features",
+    "Filled",
+    "Improved",
+    "Labels",
     "LayerScores",
     "Retrained",
     "SavedClusters",
+    "SavedUnsafeSet",
     "Selected",
+    "TestVerdict",
     "UnsafeSet",
     "Verdict",
     "assign_images",
@@ -41,44 +55,45 @@ __all__ = [
     "assign_stores",
     "bootstrap",
     "cluster",
+    "cluster_features",
     "cluster_store",
     "compute_distances",
+    "compute_feature_distances",
+    "compute_features",
+    "default_layer",
     "eligible_layers",
     "export_xlsx",
+    "fill_labels",
     "nearest_members",
     "pairwise",
     "read_clusters",
+    "read_labels",
+    "read_unsafe",
+    "retrain_unsafe",
     "thresholds",
     "verdict",
     "write_clusters",
 ]
 
-# Torch, SciPy and HDF5 take seconds to import, so each name brings in its own module when it is first used.
 _HOMES = {
     "assign": ("Assignment", "Selected", "assign_images", "assign_stores", "nearest_members", "thresholds"),
     "balance": ("Balanced", "bootstrap"),
+    "before_after": ("TestVerdict",),
     "blocks": ("pairwise",),
     "clusters": ("Clustering", "LayerScores", "cluster"),
     "comparison": ("ClusterVerdict", "Verdict", "verdict"),
     "curves": ("Curves",),
-    "distances": ("Distances", "compute_distances"),
-    "outputs": ("ClusterSummary", "Clustered", "cluster_store", "eligible_layers", "write_clusters"),
+    "density": ("DenseClusters", "cluster_features"),
+    "distances": ("Distances", "compute_distances", "compute_feature_distances"),
+    "features": ("Features", "compute_features", "default_layer"),
+    "improve": ("Improved", "retrain_unsafe"),
+    "labels": ("Filled", "Labels", "fill_labels", "read_labels"),
+    "layers": ("eligible_layers",),
+    "outputs": ("ClusterSummary", "Clustered", "cluster_store", "write_clusters"),
     "records": ("SavedClusters", "read_clusters"),
     "retrain": ("Retrained",),  # its function is not here: the module has that name
     "spreadsheet": ("export_xlsx",),
     "training": ("Epoch",),
-    "unsafe": ("UnsafeSet", "assign_store"),
+    "unsafe": ("SavedUnsafeSet", "UnsafeSet", "assign_store", "read_unsafe"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'lrp_onnx.hudd' has no attribute '{name}'")
-    value = getattr(import_module(f"lrp_onnx.hudd.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

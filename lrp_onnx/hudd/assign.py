@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lrp_onnx.errors import DataError
 from lrp_onnx.hudd.blocks import MEMORY, HeatmapRows, between
-from lrp_onnx.hudd.clusters import INPUT, PROFILES, Clustering
+from lrp_onnx.hudd.clusters import FEATURES, INPUT, PROFILES, Clustering
 from lrp_onnx.hudd.distances import Distances
 from lrp_onnx.hudd.tree import distances_of
 from lrp_onnx.store import HeatmapStore
@@ -253,10 +253,13 @@ def assign_stores(
     Raises
     ------
     DataError
-        When the stores were not made alike, or do not fit the clusters.
-    StoreError
-        When a store lacks the layer of the clusters.
+        When the stores were not made alike, or do not fit the clusters, such as those of profile `features`.
     """
+    if clustering.profile == FEATURES:
+        raise DataError(
+            "clusters of profile features are for comparison, no images can be assigned to them; cluster with profile "
+            "default or hudd"
+        )
     for name in ("model_sha256", "composite", "target", "seed"):
         if improvement.attrs[name] != errors.attrs[name]:
             raise DataError(
@@ -264,6 +267,11 @@ def assign_stores(
                 "both with the same model and options"
             )
     layer, labels = clustering.layer, clustering.labels
+    if layer not in (INPUT, *improvement.layer_names):
+        raise DataError(
+            f"{improvement.path}: has no heatmaps of the clusters' layer; make it with "
+            f"`lrp-onnx heatmaps … --layers '{layer}'`"
+        )
     rows = improvement.done if rows is None else np.asarray(rows, dtype=np.int64)
     limits = thresholds(distances[layer], labels) if clustering.profile == "default" else None
     nearest = nearest_members(

@@ -16,6 +16,7 @@ from lrp_onnx.hudd.curves import GIVEN, IDENTICAL, MOST_CLUSTERS, Curves, choose
 from lrp_onnx.hudd.tree import Cut, Floats, Labels, cut, distances_of, image_count, labels_after, merges_for
 
 PROFILES = ("default", "hudd")
+FEATURES = "features"  # a third profile, which compares images otherwise, and the name of what it compares
 LINKAGES = ("ward", "average", "complete", "single")
 NOISE = -1
 INPUT = "input"
@@ -158,12 +159,9 @@ def cluster(
     condensed = _condensed(distances[chosen.layer], chosen.layer)
     partition = cut(condensed, labels_after(chosen.tree, merges_for(chosen.tree, chosen.k)))
     silhouettes = partition.silhouettes()
-    labels, noise = _number(partition, silhouettes, min_size, LEAST_SILHOUETTE if profile == "default" else -math.inf)
-    medoids = _medoids(partition, labels)
-    to_medoid = np.full(len(labels), np.nan)
-    for label, medoid in medoids.items():
-        members = np.flatnonzero(labels == label)
-        to_medoid[members] = distances_of(condensed, medoid)[members]
+    least = LEAST_SILHOUETTE if profile == "default" else -math.inf
+    labels, noise = numbered_by_size(partition, silhouettes, min_size, least)
+    medoids = medoids_of(partition, labels)
     return Clustering(
         profile=profile,
         layer=chosen.layer,
@@ -173,7 +171,7 @@ def cluster(
         how_k=chosen.how_k,
         labels=labels,
         medoids=medoids,
-        distance_to_medoid=to_medoid,
+        distance_to_medoid=distances_to(medoids, labels, condensed),
         silhouettes=silhouettes,
         noise=noise,
         layers=layers,
@@ -266,8 +264,10 @@ def _row_scaled(condensed: Floats) -> tuple[Floats, Floats]:
     return pairwise(square, scaling="none", dtype="float64"), above
 
 
-def _number(partition: Cut, silhouettes: Floats, min_size: int, least: float) -> tuple[Labels, tuple[str, ...]]:
-    """Clusters numbered by size from 1, those too small or too loose marked as noise with the reason."""
+def numbered_by_size(
+    partition: Cut, silhouettes: Floats, min_size: int = 1, least: float = -math.inf
+) -> tuple[Labels, tuple[str, ...]]:
+    """Clusters numbered from 1 for the largest; those too small or too loose are noise, with the reason."""
     sizes = partition.sizes.astype(np.int64).tolist()
     mean = np.bincount(partition.labels, silhouettes) / partition.sizes
     labels, noise, number = np.full(len(partition.labels), NOISE), [], 0
@@ -283,9 +283,19 @@ def _number(partition: Cut, silhouettes: Floats, min_size: int, least: float) ->
     return labels, tuple(noise)
 
 
-def _medoids(partition: Cut, labels: Labels) -> dict[int, int]:
+def medoids_of(partition: Cut, labels: Labels) -> dict[int, int]:
+    """The image of each cluster with the smallest summed distance to the others; `labels` as numbered by size."""
     found: dict[int, int] = {}
     for label in range(1, int(labels.max()) + 1):
         members = np.flatnonzero(labels == label)
         found[label] = int(members[np.argmin(partition.means[partition.labels[members[0]], members])])
+    return found
+
+
+def distances_to(medoids: Mapping[int, int], labels: Labels, condensed: Floats) -> Floats:
+    """Distance of each image to the medoid of its cluster, (n,); NaN for noise."""
+    found = np.full(len(labels), np.nan)
+    for label, medoid in medoids.items():
+        members = np.flatnonzero(labels == label)
+        found[members] = distances_of(condensed, medoid)[members]
     return found

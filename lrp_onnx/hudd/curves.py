@@ -85,9 +85,9 @@ def derivative(values: Floats) -> Floats:
 def choose_k(curves: Curves, profile: str) -> tuple[int, str]:
     """A number of clusters, and in words how it was found."""
     if profile == "hudd":
-        k = _knee(curves.k, curves.gradient, curve="concave", direction="increasing")
+        k = knee_of(curves.k, curves.gradient, curve="concave", direction="increasing")
     else:
-        k = _knee(curves.k, curves.weighted_distance, curve="convex", direction="decreasing")
+        k = knee_of(curves.k, curves.weighted_distance, curve="convex", direction="decreasing")
     if k is not None:
         return k, KNEE[profile]
     if np.isnan(curves.silhouette).all():
@@ -95,7 +95,8 @@ def choose_k(curves: Curves, profile: str) -> tuple[int, str]:
     return int(curves.k[np.nanargmax(curves.silhouette)]), NO_KNEE
 
 
-def _knee(k: NDArray[np.int64], values: Floats, *, curve: str, direction: str) -> int | None:
+def knee_of(k: NDArray[np.int64], values: Floats, *, curve: str, direction: str) -> int | None:
+    """Where kneedle (Satopää et al. 2011) sees the knee of a curve; None when it sees none."""
     from kneed import KneeLocator
 
     if len(k) < 3 or np.ptp(values) == 0:  # kneed would divide by 0

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 from lrp_onnx import __version__
 from lrp_onnx.errors import DataError, StoreError
 from lrp_onnx.hudd.blocks import MEMORY, HeatmapRows, segments
-from lrp_onnx.hudd.clusters import INPUT, PROFILES
+from lrp_onnx.hudd.clusters import FEATURES, INPUT, PROFILES
+from lrp_onnx.hudd.layers import eligible_layers
 from lrp_onnx.store import HeatmapStore, layer_key
-from lrp_onnx.store.disk import brief, disk_errors, replacing
+from lrp_onnx.store.disk import brief, disk_errors, open_hdf5, replacing
+
+if TYPE_CHECKING:
+    from lrp_onnx.hudd.features import Features
 
 FORMAT, FORMAT_VERSION = "lrp-onnx-distances", 1
 SCALING = {"default": "unit-l2", "hudd": "none"}
 DTYPE = {"default": "float32", "hudd": "float64"}
 # What must be the same for a file to be gone on with.
-_IDENTITY = ("store_sha256", "metric", "scaling", "reduce", "dtype", "rows")
+_IDENTITY = ("store_sha256", "metric", "scaling", "reduce", "dtype", "features", "rows")
 
 
 class Distances(Mapping[str, h5py.Dataset]):
@@ -125,11 +129,11 @@ def compute_distances(
     path : path-like
         The file, HDF5: /rows (n,) uint32, /path (n,), /input and /layers/<key> (n (n - 1) / 2,) condensed distances
         with the attributes tensor, order, features, complete; the file's attributes say profile, metric, scaling,
-        reduce, dtype, store and store_sha256.
+        reduce, dtype, features (what they are of, in profile `features`), store and store_sha256.
     profile : {"default", "hudd"}
         "default": heatmaps scaled to unit norm, distances in float32; "hudd": raw heatmaps, float64.
     layers : sequence of str, optional
-        Inner tensors, and "input" for the model's input; all of them when left out.
+        Inner tensors, and "input" for the model's input; those of `eligible_layers` when left out.
     rows : int array (n,), optional
         Rows of the store, ascending; all finished ones when left out.
     metric, reduce, memory
@@ -150,27 +154,62 @@ def compute_distances(
     if profile not in PROFILES:
         raise DataError(f"profile {profile!r}; expected one of {', '.join(PROFILES)}")
     rows = _rows(store, rows)
-    identity = {
-        "store_sha256": store_hash(store, rows),
-        "metric": metric,
-        "scaling": SCALING[profile],
-        "reduce": reduce,
-        "dtype": DTYPE[profile],
-        "rows": rows.tolist(),
-    }
+    options: dict[str, Any] = {"metric": metric, "scaling": SCALING[profile], "reduce": reduce, "dtype": DTYPE[profile]}
     readers = {
-        layer: HeatmapRows(
-            _heatmaps(store, layer),
-            rows,
-            metric=metric,
-            scaling=SCALING[profile],
-            reduce=reduce,
-            dtype=DTYPE[profile],
-            name=f"{store.path}, heatmaps of '{layer}'",
-        )
-        for layer in (layers if layers is not None else [INPUT, *store.layer_names])
+        layer: HeatmapRows(_heatmaps(store, layer), rows, name=f"{store.path}, heatmaps of '{layer}'", **options)
+        for layer in (layers if layers is not None else eligible_layers(store))
     }
-    _lay_out(path, store, readers, identity | {"profile": profile}, overwrite)
+    identity = {"store_sha256": store_hash(store, rows), **options, "features": "", "rows": rows.tolist()}
+    _compute(path, store, readers, identity | {"profile": profile}, memory, overwrite, progress)
+
+
+def compute_feature_distances(
+    store: HeatmapStore,
+    path: str | os.PathLike[str],
+    features: Features,
+    *,
+    memory: int = MEMORY,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Write the Euclidean distances between features of images, as if they were those of a layer called "features".
+
+    Parameters
+    ----------
+    store : HeatmapStore
+    path : path-like
+        As in `compute_distances`.
+    features : Features
+        From `compute_features` on this store.
+    memory, overwrite, progress
+        As in `compute_distances`.
+
+    Raises
+    ------
+    DataError
+        When there are fewer than two images, or features are not finite.
+    StoreError
+        As in `compute_distances`.
+    """
+    rows = _rows(store, features.rows)
+    options: dict[str, Any] = {"metric": "euclidean", "scaling": "none", "reduce": "none", "dtype": "float32"}
+    name = f"{features.network}, activations of '{features.layer}'"
+    readers = {FEATURES: HeatmapRows(features.values, name=name, **options)}
+    origin = f"{features.layer} of {features.sha256}"
+    identity = {"store_sha256": store_hash(store, rows), **options, "features": origin, "rows": rows.tolist()}
+    _compute(Path(path), store, readers, identity | {"profile": FEATURES}, memory, overwrite, progress)
+
+
+def _compute(
+    path: Path,
+    store: HeatmapStore,
+    readers: Mapping[str, HeatmapRows],
+    identity: Mapping[str, Any],
+    memory: int,
+    overwrite: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    _lay_out(path, store, readers, identity, overwrite)
     with disk_errors(path), _open(path, "r+") as file:
         for layer, reader in readers.items():
             dataset = file[_key(layer)]
@@ -232,18 +271,7 @@ def _done(dataset: h5py.Dataset) -> bool:
 
 
 def _open(path: Path, mode: str) -> h5py.File:
-    if not path.is_file():
-        raise StoreError(f"{path}: no such distances file")
-    try:
-        file = h5py.File(path, mode, **({} if mode == "r" else {"libver": "earliest"}))
-    except BlockingIOError as error:
-        raise StoreError(f"{path} is open for writing in another process; wait for it to end") from error
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be opened as HDF5; delete it and compute the distances again") from error
-    if file.attrs.get("format") != FORMAT or int(file.attrs["format_version"]) > FORMAT_VERSION:
-        file.close()
-        raise StoreError(f"{path}: HDF5, but not distances that this program reads (format='{FORMAT}')")
-    return file
+    return open_hdf5(path, mode, "distances file", FORMAT, FORMAT_VERSION)
 
 
 def _lay_out(
@@ -259,7 +287,7 @@ def _lay_out(
         old = _open(path, "r")
     try:
         if old is not None:
-            there = {name: old.attrs[name] for name in _IDENTITY[:-1]} | {"rows": old["rows"][:].tolist()}
+            there = {name: old.attrs.get(name, "") for name in _IDENTITY[:-1]} | {"rows": old["rows"][:].tolist()}
             for name in _IDENTITY:
                 if there[name] != identity[name]:
                     difference = f"{brief(there[name])} in the file, {brief(identity[name])} now"
@@ -303,5 +331,5 @@ def _make_room(file: h5py.File, store: HeatmapStore, readers: Mapping[str, Heatm
         place.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         pairs = len(reader) * (len(reader) - 1) // 2
         dataset = file.create_dataset(_key(layer), (pairs,), reader.dtype, fill_time="never", dcpl=place)
-        order = -1 if layer == INPUT else int(store.layer(layer).attrs["order"])
+        order = int(store.layer(layer).attrs["order"]) if layer in store.layer_names else -1
         dataset.attrs.update(tensor=layer, order=order, features=reader.features, complete=False)

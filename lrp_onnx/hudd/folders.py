@@ -29,9 +29,11 @@ def folder_written_whole(folder: Path, mark: str, *, overwrite: bool = False) ->
     OutputError
         When `folder` exists and may not be replaced, or cannot be written; what was there before stays.
     """
-    refuse_folder(folder, mark, overwrite)
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     try:
+        if old.is_dir() and not folder.exists():  # killed between the two renames below
+            old.rename(folder)
+        refuse_folder(folder, mark, overwrite)
         _remove(new, old)
         new.mkdir(parents=True)
         yield new

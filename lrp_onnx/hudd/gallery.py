@@ -97,7 +97,7 @@ class _Group:
 
     def _item(self, place: int, first: str) -> SheetItem:
         row = int(self.rows[self.images[place]])
-        return SheetItem(self.samples.pictures(row), [first, self.samples.verdict(row), self.samples.name(row)])
+        return SheetItem(self.samples.pictures(row), [first, *self.samples.lines(row), self.samples.name(row)])
 
     def _where(self, place: int) -> str:
         image = self.images[place]

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lrp_onnx.errors import DataError, StoreError
-from lrp_onnx.hudd.charts import curve_chart, dendrogram_chart
-from lrp_onnx.hudd.clusters import INPUT, NOISE, Clustering, cluster
-from lrp_onnx.hudd.distances import Distances, compute_distances
+from lrp_onnx.errors import DataError
+from lrp_onnx.hudd.charts import RGB, curve_chart, dendrogram_chart, neighbour_chart
+from lrp_onnx.hudd.clusters import FEATURES, NOISE, Clustering
+from lrp_onnx.hudd.distances import Distances
 from lrp_onnx.hudd.folders import folder_written_whole, link_or_copy, refuse_folder
 from lrp_onnx.hudd.gallery import groups, write_gallery
+from lrp_onnx.hudd.grouping import Progress, by_features, by_heatmaps, check_profile
 from lrp_onnx.hudd.records import CHOSEN, CLUSTERING, DISTANCES, write_tables
 from lrp_onnx.hudd.samples import Samples
+from lrp_onnx.hudd.spreadsheet import MOST_IMAGES, export_xlsx, xlsx_writer
 from lrp_onnx.render import save_png
 from lrp_onnx.store import HeatmapStore
+from lrp_onnx.store.disk import disk_errors
 
-Progress = Callable[[str, int, int], None]
 INSPECTED = 5  # images of a cluster that a person looks at, in HUDD's evaluation
-ANALYSIS = "ClusterAnalysis"
-_ROWS_TRIED, _LONGEST_NAME = 64, 60
+ANALYSIS, SPREADSHEET = "ClusterAnalysis", f"{CHOSEN}-distances.xlsx"
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Clustered:
         Errors that were clustered.
     without_image : int
         Those whose image could not be read again.
+    spreadsheet : pathlib.Path or None
+        The distances of the layer, where that was asked for.
     notes : tuple of str
         What was left out, and why.
     """
@@ -80,6 +84,7 @@ class Clustered:
     clusters: tuple[ClusterSummary, ...]
     images: int
     without_image: int
+    spreadsheet: Path | None
     notes: tuple[str, ...]
 
     @property
@@ -99,14 +104,20 @@ def cluster_store(
     min_size: int | None = None,
     metric: str = "euclidean",
     reduce: str = "none",
+    model: str | os.PathLike[str] | None = None,
+    backbone: str | os.PathLike[str] | None = None,
     heatmaps: bool = True,
+    xlsx: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Clustered:
     """Cluster the errors of a heatmap store and write what a person looks at.
 
-    Images known to be handled correctly are left out. Without `layer`, all inner layers compete, but for the one that
-    relevance starts from: it only says what was predicted. The input is used when there is no inner layer.
+    Images known to be handled correctly are left out. Without `layer`, those of `eligible_layers` compete; the input is
+    used when there is no inner layer.
+
+    Profile `features` is for comparison (Attaoui et al. 2023): it compares what a layer of a network makes of the
+    images instead of heatmaps, see `compute_features` and `cluster_features`.
 
     Under `out` appear ``distances.h5``, ``ClusterAnalysis/Layer<place>-<name>/`` (see `write_clusters`) and a copy of
     that folder, ``LayerX/``. After a kill the same call goes on; no distances are computed twice.
@@ -114,12 +125,18 @@ def cluster_store(
     Parameters
     ----------
     store, out : path-like
-    profile, k, layer, linkage, min_size
-        As in `cluster`.
+    profile : {"default", "hudd", "features"}
+    k, layer, linkage, min_size
+        As in `cluster`; in profile `features`, `layer` is a tensor of the network and `min_size` as in
+        `cluster_features`.
     metric, reduce
         As in `pairwise`.
+    model, backbone : path-like, optional
+        For profile `features`: the ONNX model that the heatmaps are of, or another network to use in its place.
     heatmaps : bool
         Show the heatmap of the input beside each image.
+    xlsx : bool
+        Write the distances of the layer to ``LayerX-distances.xlsx`` too.
     overwrite : bool
         Replace earlier clusters in `out`; distances are only computed again if they were made otherwise.
     progress : callable (step, done, total), optional
@@ -134,54 +151,44 @@ def cluster_store(
         There are clusters in `out` already, or it cannot be written.
     """
     root, report = Path(out), progress or (lambda step, done, total: None)
+    given = {
+        "k": k is not None,
+        "linkage": linkage != "ward",
+        "metric": metric != "euclidean",
+        "reduce": reduce != "none",
+    }
+    check_profile(profile, [name for name in given if given[name]], has_network=bool(model or backbone))
+    if xlsx:
+        xlsx_writer()  # a missing package should show before the work
     refuse_folder(root / CHOSEN, CLUSTERING, overwrite)
+    with disk_errors(root / SPREADSHEET):
+        (root / SPREADSHEET).unlink(missing_ok=True)  # it belongs to the clusters that are replaced now
     with HeatmapStore(store) as heatmap_store:
         rows, notes = _errors(heatmap_store)
-        layers = [layer] if layer is not None else eligible_layers(heatmap_store)
-        if layers == [INPUT] and layer is None:
-            notes.append("no inner layer in the store: images are compared by the heatmaps of the input")
-        options: dict[str, Any] = {"profile": profile, "layers": layers, "rows": rows}
-        options |= {"metric": metric, "reduce": reduce, "progress": _over_layers(layers, report)}
-        try:
-            compute_distances(heatmap_store, root / DISTANCES, **options)
-        except StoreError:
-            if not overwrite:
-                raise
-            compute_distances(heatmap_store, root / DISTANCES, **options, overwrite=True)
+        place = heatmap_store, rows, root / DISTANCES
+        options: dict[str, Any] = {"layer": layer, "min_size": min_size, "overwrite": overwrite, "progress": report}
+        charts = None
+        if profile == FEATURES:
+            dense, more = by_features(*place, model=model, backbone=backbone, **options)
+            clustering, charts = dense.clustering, {"curve.png": neighbour_chart(dense)}
+        else:
+            options |= {"metric": metric, "reduce": reduce, "k": k, "linkage": linkage}
+            clustering, more = by_heatmaps(*place, profile=profile, **options)
+        notes += more
         with Distances(root / DISTANCES) as distances:
-            report("Clustering", 0, 1)
-            wanted = {name: distances[name] for name in layers}
-            clustering = cluster(wanted, profile, k=k, layer=layer, linkage=linkage, min_size=min_size)
-            report("Clustering", 1, 1)
+            spreadsheet = _spreadsheet(root / SPREADSHEET, distances, clustering.layer, notes) if xlsx else None
             folder, without = write_clusters(
                 heatmap_store,
                 distances,
                 clustering,
                 root,
                 heatmaps=heatmaps,
+                charts=charts,
                 progress=lambda done, total: report("Drawing", done, total),
             )
             summaries = summarise(heatmap_store, distances.rows, clustering)
-    return Clustered(folder, root / CHOSEN, clustering, summaries, len(rows), without, tuple(notes))
-
-
-def eligible_layers(store: HeatmapStore) -> list[str]:
-    """Layers that can tell causes apart: the inner ones without those that only repeat what was predicted.
-
-    The relevance of the tensor that it starts from, and of the same tensor in another shape, is that of one output and
-    0 for all others. It separates the predicted classes perfectly, and would always win.
-
-    Returns
-    -------
-    list of str
-        In graph order; "input" alone when nothing else is left.
-    """
-    names, outputs = store.layer_names, int(np.prod(store.prediction.shape[1:]))
-    start = store.conservation[0][-1] if store.conservation is not None else None
-    rows = store.done[:_ROWS_TRIED]
-    while names and (names[-1] == start or _one_output(store.layer(names[-1])[rows], outputs)):
-        names.pop()
-    return names or [INPUT]
+    images = len(clustering.labels)
+    return Clustered(folder, root / CHOSEN, clustering, summaries, images, without, spreadsheet, tuple(notes))
 
 
 def write_clusters(
@@ -191,6 +198,7 @@ def write_clusters(
     out: str | os.PathLike[str],
     *,
     heatmaps: bool = True,
+    charts: Mapping[str, RGB] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, int]:
     """Write the clusters of a layer, and a copy of the folder as `LayerX`; earlier ones are replaced.
@@ -207,6 +215,8 @@ def write_clusters(
     out : path-like
         The folder with ``distances.h5``.
     heatmaps : bool
+    charts : mapping of str to uint8 array (H, W, 3), optional
+        Pictures by file name, in place of ``curve.png`` and ``dendrogram.png``.
     progress : callable (done, total), optional
         Called as images are done.
 
@@ -221,19 +231,16 @@ def write_clusters(
         When it cannot be written, or something else is in its place; what was there before stays.
     """
     root = Path(out)
-    order = 0 if clustering.layer == INPUT else int(store.layer(clustering.layer).attrs["order"])
+    order = max(0, int(distances[clustering.layer].attrs["order"]))  # it is below 0 for what is no inner layer
     name = re.sub(r"[^\w.-]+", "_", clustering.layer).strip("_")[-_LONGEST_NAME:]
     folder = root / ANALYSIS / f"Layer{order}-{name}"
-    scores = clustering.layers[clustering.layer]
     samples = Samples(store, heatmaps=heatmaps)
     # LayerX comes last, so that it is there only when everything is.
     with folder_written_whole(root / CHOSEN, CLUSTERING, overwrite=True) as copy:
         with folder_written_whole(folder, CLUSTERING, overwrite=True) as new:
             without = write_gallery(samples, distances.rows, clustering, new, progress or (lambda done, total: None))
-            save_png(curve_chart(scores, clustering.profile), new / "curve.png")
-            tree = dendrogram_chart(scores, clustering.labels, clustering.linkage)
-            if tree is not None:
-                save_png(tree, new / "dendrogram.png")
+            for file, chart in (_charts(clustering) if charts is None else charts).items():
+                save_png(chart, new / file)
             write_tables(samples, distances, clustering, new, root)
         shutil.copytree(folder, copy, copy_function=_copy, dirs_exist_ok=True)
     return folder, without
@@ -275,14 +282,20 @@ def _errors(store: HeatmapStore) -> tuple[NDArray[np.int64], list[str]]:
     return rows, notes
 
 
-def _one_output(relevance: NDArray[np.floating], outputs: int) -> bool:
-    flat = relevance.reshape(len(relevance), -1)
-    return flat.shape[1] == outputs and bool(((flat != 0).sum(axis=1) <= 1).all())
+def _spreadsheet(path: Path, distances: Distances, layer: str, notes: list[str]) -> Path | None:
+    count = len(distances.rows)
+    if count > MOST_IMAGES:
+        notes.append(f"no {path.name}: a sheet holds {MOST_IMAGES} images, not {count}; {DISTANCES} has the distances")
+        return None
+    export_xlsx(path, distances[layer][:], distances.paths)
+    return path
 
 
-def _over_layers(layers: list[str], report: Progress) -> Callable[[str, int, int], None]:
-    """Progress over the pairs of all layers, from progress layer by layer."""
-    return lambda layer, done, pairs: report("Comparing", layers.index(layer) * pairs + done, len(layers) * pairs)
+def _charts(clustering: Clustering) -> dict[str, RGB]:
+    scores = clustering.layers[clustering.layer]
+    charts = {"curve.png": curve_chart(scores, clustering.profile)}
+    tree = dendrogram_chart(scores, clustering.labels, clustering.linkage)
+    return charts if tree is None else charts | {"dendrogram.png": tree}
 
 
 def _copy(source: str, target: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -12,6 +12,7 @@ from lrp_onnx.hudd.folders import link_or_copy
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.render import SheetItem, bar_strip, contact_sheet, overlay, reduce_channels, save_png, to_rgb
 from lrp_onnx.render.photographs import Photographs
+from lrp_onnx.render.regressed import Regressed, numbers
 from lrp_onnx.store import HeatmapStore
 
 RGB = NDArray[np.uint8]  # (H, W, 3)
@@ -34,6 +35,7 @@ class Samples:
     def __init__(self, store: HeatmapStore, *, heatmaps: bool = True) -> None:
         self.store, self.heatmaps = store, heatmaps
         self.columns, self.classes, self.targets = store.samples, store.classes or [], store.target_values
+        self.regressed = None if self.targets is None else Regressed(store)
         self.preprocess = Preprocess.from_json(store.preprocess) if store.preprocess else None
         self.photographs = Photographs(self.preprocess)
 
@@ -46,24 +48,34 @@ class Samples:
 
     def expected(self, row: int) -> str:
         """Class or regression target; empty when there is none."""
-        if self.targets is not None:
-            return _numbers(self.targets[row])
+        if self.regressed is not None:
+            return self.regressed.expected(row)
         return self._class(int(self.columns["label"][row]))
 
     def predicted(self, row: int) -> str:
-        """Class, or regressed values."""
+        """Class, or regressed values; empty for maps."""
+        if self.regressed is not None:
+            return self.regressed.predicted(row)
         predicted = int(self.columns["predicted"][row])
-        return self._class(predicted) if predicted >= 0 else _numbers(self.store.prediction[row])
+        if predicted >= 0:
+            return self._class(predicted)
+        return numbers(self.store.prediction[row]) if self.store.prediction.ndim == 2 else ""
 
     def _class(self, index: int) -> str:
         return "" if index < 0 else str(self.classes[index]) if index < len(self.classes) else str(index)
 
-    def verdict(self, row: int) -> str:
-        """Expected and predicted in one line."""
+    def lines(self, row: int) -> list[str]:
+        """Expected and predicted for a caption, as many lines for each sample of a store; for regression the loss."""
+        if self.regressed is not None:
+            return self.regressed.lines(row)
         expected = self.expected(row)
-        return (
+        return [
             f"expected {expected}, predicted {self.predicted(row)}" if expected else f"predicted {self.predicted(row)}"
-        )
+        ]
+
+    def verdict(self, row: int) -> str:
+        """The same in one line."""
+        return ", ".join(self.lines(row))
 
     def image(self, row: int) -> RGB | None:
         """What the model saw, uint8 (H, W, 3), rebuilt from the sample's file; None when that is impossible."""
@@ -108,7 +120,3 @@ def save_gif(items: Iterator[SheetItem], path: Path) -> None:
     next(frames).save(
         path, format="GIF", save_all=True, append_images=frames, duration=round(1000 * FRAME_SECONDS), loop=0
     )
-
-
-def _numbers(values: Sequence[float] | NDArray[np.floating]) -> str:
-    return " ".join(f"{value:.4g}" for value in np.ravel(values).tolist())

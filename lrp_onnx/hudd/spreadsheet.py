@@ -37,10 +37,7 @@ def export_xlsx(path: str | os.PathLike[str], condensed: NDArray[Any], names: Se
         raise DataError(f"{path}: {count} images, but a sheet holds {MOST_IMAGES}; use the distances file instead")
     if count * (count - 1) // 2 != len(condensed):
         raise DataError(f"{path}: {count} names, but {len(condensed)} distances; expected n (n - 1) / 2")
-    try:
-        import xlsxwriter  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise DataError("a spreadsheet needs a package: pip install 'lrp-onnx[xlsx]'") from error
+    xlsxwriter = xlsx_writer()
     new = path.with_name(f".{path.name}.new")
     try:
         with disk_errors(path):
@@ -58,3 +55,18 @@ def export_xlsx(path: str | os.PathLike[str], condensed: NDArray[Any], names: Se
         raise DataError(f"{path}: cannot be written ({error})") from error
     finally:
         new.unlink(missing_ok=True)
+
+
+def xlsx_writer() -> Any:
+    """The package that writes spreadsheets.
+
+    Raises
+    ------
+    DataError
+        When it is missing.
+    """
+    try:
+        import xlsxwriter  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise DataError("a spreadsheet needs a package: pip install 'lrp-onnx[xlsx]'") from error
+    return xlsxwriter

@@ -137,6 +137,12 @@ def _answers(dataset: Dataset, regression: bool, what: str) -> np.ndarray:
     if regression:
         if dataset.targets is None:
             raise DataError(f"{what}: {dataset.root} has no numbers to regress; for classes use the loss cross-entropy")
+        unknown = np.flatnonzero(np.isnan(dataset.targets).any(axis=1))
+        if len(unknown):
+            raise DataError(
+                f"{what}: {len(unknown)} of {len(dataset)} samples lack a number to learn; the first is "
+                f"{dataset.paths[unknown[0]]}"
+            )
         return dataset.targets
     if dataset.targets is not None:
         raise DataError(f"{what}: {dataset.root} holds numbers to regress; use the loss mse or mae")

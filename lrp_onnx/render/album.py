@@ -18,6 +18,7 @@ from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.render.colours import RGB, colour_map, overlay, reduce_channels, robust_max, to_rgb
 from lrp_onnx.render.figures import SheetItem, bar_strip, contact_sheet, enlarge, number, save_png, two_lines
 from lrp_onnx.render.photographs import Photographs
+from lrp_onnx.render.regressed import Regressed
 from lrp_onnx.store import HeatmapStore
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ class _Album:
         percentile: float,
     ) -> None:
         self.store, self.out, self.images, self.cmap, self.percentile = store, out, images, cmap, percentile
-        self.samples, self.classes, self.target_values = store.samples, store.classes or [], store.target_values
+        self.samples, self.classes = store.samples, store.classes or []
+        self.regressed = None if store.target_values is None else Regressed(store)
         self.attribution, self.prediction, self.model = store.attribution, store.prediction, str(store.attrs["model"])
         held = store.layer_names
         wanted = held if layers == "all" else [layers] if isinstance(layers, str) else list(layers or ())
@@ -187,14 +189,13 @@ class _Album:
         return str(self.samples["path"][row])
 
     def caption(self, row: int) -> list[str]:
-        """Expected, predicted with its score, what is explained when that is neither, and the file."""
+        """Expected, predicted with its score (or loss), what is explained when that is neither, and the file."""
         output = np.asarray(self.prediction[row], dtype=np.float64).ravel()
         name = PurePosixPath(self.path(row).replace("\\", "/")).name
         predicted, target = (int(self.samples[column][row]) for column in ("predicted", "target"))
         label = self.expected(row)
-        if self.target_values is not None:
-            expected = np.ravel(self.target_values[row])
-            return [f"expected {_numbers(expected)}", f"predicted {_numbers(output)}", name]
+        if self.regressed is not None:
+            return [*self.regressed.lines(row), name]
         if predicted < 0:
             return [f"predicted {_numbers(output)}", name]
         lines = [f"predicted {self.class_name(predicted)}  {_score(output, predicted)}"]
@@ -276,7 +277,7 @@ class _Album:
         for row in rows:
             label = self.expected(row)
             index = int(self.samples["predicted"][row]) if label is None else label
-            by_class.setdefault(index if per_class and self.target_values is None else -1, []).append(row)
+            by_class.setdefault(index if per_class and self.regressed is None else -1, []).append(row)
         sheets = []
         for index in sorted(by_class):
             name = "all samples" if index < 0 else self.class_name(index)

@@ -17,27 +17,48 @@ from lrp_onnx.store.layout import FORMAT, FORMAT_VERSION, PLUGIN_COMPRESSIONS, R
 
 
 def open_file(path: Path, mode: str) -> h5py.File:
+    """Open a heatmap store, with the compression that it needs."""
+    # A chunk cache would only copy what is written in whole chunks; readers, who come back to a chunk row by row, keep
+    # the library's.
+    options = {} if mode == "r" else {"rdcc_nbytes": 0}
+    file = open_hdf5(path, mode, "heatmap store", FORMAT, FORMAT_VERSION, **options)
+    if file.attrs.get("compress") in PLUGIN_COMPRESSIONS:
+        _plugin(file.attrs["compress"])
+    return file
+
+
+def open_hdf5(path: Path, mode: str, kind: str, form: str, version: int, **options: Any) -> h5py.File:
+    """Open an HDF5 file of one of our formats, for reading ("r") or writing ("r+").
+
+    Parameters
+    ----------
+    kind : str
+        What errors call such a file.
+    form, version : str, int
+        What its attribute `format` must be, and `format_version` at most.
+
+    Raises
+    ------
+    StoreError
+        When there is no such file, it is something else, newer than this program, or open for writing elsewhere.
+    """
     if not path.is_file():
-        raise StoreError(f"{path}: no such heatmap store")
-    # With "earliest" no flag in the file tells readers to refuse it after a kill. A chunk cache would only copy what is
-    # written in whole chunks; readers, who come back to a chunk row by row, keep the library's.
-    options = {} if mode == "r" else {"libver": "earliest", "rdcc_nbytes": 0}
+        raise StoreError(f"{path}: no such {kind}")
+    # With "earliest" no flag in the file tells readers to refuse it after a kill.
+    options |= {} if mode == "r" else {"libver": "earliest"}
     try:
         file = h5py.File(path, mode, **options)
     except BlockingIOError as error:
         raise StoreError(f"{path} is open for writing in another process; wait for it to end") from error
     except OSError as error:
-        raise StoreError(f"{path}: cannot be opened as HDF5 ({_reason(error)})") from error
-    if file.attrs.get("format") != FORMAT:
-        file.close()
-        raise StoreError(f"{path}: HDF5, but not a heatmap store (no attribute format='{FORMAT}')")
-    version = int(file.attrs["format_version"])
-    if version > FORMAT_VERSION:
-        file.close()
-        raise StoreError(f"{path}: format version {version}; this program reads up to {FORMAT_VERSION}: update it")
-    if file.attrs.get("compress") in PLUGIN_COMPRESSIONS:
-        _plugin(file.attrs["compress"])
-    return file
+        raise StoreError(f"{path}: cannot be opened as HDF5 ({_reason(error)}); it should be a {kind}") from error
+    there, its_version = file.attrs.get("format"), file.attrs.get("format_version", 0)
+    if there == form and its_version <= version:
+        return file
+    file.close()
+    if there != form:
+        raise StoreError(f"{path}: HDF5, but not a {kind} (no attribute format='{form}')")
+    raise StoreError(f"{path}: {kind} of format version {its_version}; this program reads up to {version}: update it")
 
 
 @contextmanager
@@ -62,8 +83,9 @@ def copy_chunks(source: h5py.File, packed: h5py.File) -> None:
                 packed[name][part] = dataset[part]
 
     source.visititems(copy)
-    for name in RESULTS:
-        packed[f"samples/{name}"][:] = source[f"samples/{name}"][:]
+    for name in ("predicted_value", *(f"samples/{name}" for name in RESULTS)):
+        if name in source:
+            packed[name][...] = source[name][...]
     packed.attrs["created"] = source.attrs["created"]
     packed.attrs["complete"] = True
 

@@ -30,6 +30,7 @@ class Row:
     predicted: int
     correct: int
     loss: float
+    worst: int
     target: int
     attribution: np.ndarray
     prediction: np.ndarray
@@ -120,6 +121,8 @@ class HeatmapStore:
         predicted: np.ndarray | None = None,
         correct: np.ndarray | None = None,
         loss: np.ndarray | None = None,
+        worst: np.ndarray | None = None,
+        predicted_value: np.ndarray | None = None,
         target: np.ndarray | None = None,
         layers: Mapping[str, np.ndarray] | None = None,
         conservation: np.ndarray | None = None,
@@ -136,8 +139,11 @@ class HeatmapStore:
         attribution : (n, C, H, W)
             Relevance of the input; pictures channels first.
         prediction : (n, K)
-        predicted, correct, loss, target : (n,), optional
-            Class, 0 or 1, loss, and the class that the relevance started from; left out, they are -1, and NaN for loss.
+        predicted, correct, loss, worst, target : (n,), optional
+            Class, 0 or 1, loss, output or landmark with the largest error, and the output that the relevance started
+            from; left out, they are -1, and NaN for loss.
+        predicted_value : (n, …), optional
+            What the model gives for each regression target.
         layers : mapping of str to (n, …)
             Relevance of every inner tensor of the store, by tensor name.
         conservation : (n, L)
@@ -164,7 +170,8 @@ class HeatmapStore:
         given |= {f"layers/{layer_key(tensor)}": values for tensor, values in layers.items()}
         if any(self._file["samples/done"][there].any() for there, _ in runs(rows)):
             raise StoreError(f"{self.path}: rows {rows.tolist()} hold some that are done; write only rows of pending()")
-        results = {"predicted": predicted, "correct": correct, "loss": loss, "target": target}
+        results = {"predicted": predicted, "correct": correct, "loss": loss, "worst": worst, "target": target}
+        given |= {} if predicted_value is None else {"predicted_value": predicted_value}
         given |= {f"samples/{name}": values for name, values in results.items() if values is not None}
         arrays = {name: self._fit(name, values, len(rows)) for name, values in given.items()}
         with disk_errors(self.path):
@@ -268,16 +275,27 @@ class HeatmapStore:
 
     @property
     def target_values(self) -> np.ndarray | None:
-        """Regression targets, float32 (N, …), or None."""
+        """Regression targets, float32 (N, …), NaN where not known; or None."""
         return self._file["target_value"][:] if "target_value" in self._file else None
 
     @property
+    def predicted_values(self) -> np.ndarray | None:
+        """What the model gave for each regression target, float32 (N, …), NaN where not known; or None."""
+        return self._file["predicted_value"][:] if "predicted_value" in self._file else None
+
+    @property
+    def target_names(self) -> list[str] | None:
+        """Names of the regression targets."""
+        return json.loads(self._file.attrs.get("target_names", "null"))
+
+    @property
     def samples(self) -> dict[str, np.ndarray]:
-        """What is known of each sample, columns (N,): path, index, label, predicted, correct, loss, target, done."""
+        """What is known of each sample, columns (N,): path, index, label, and those of `RESULTS`."""
         group = self._file["samples"]
         paths = group["path"].asstr()[:]
         columns = {"path": paths, "index": self._file["index"][:], "label": self.labels}
-        return columns | {name: group[name][:] for name in RESULTS}
+        missing = {name: np.full(len(paths), before, dtype) for name, (dtype, before) in RESULTS.items()}
+        return columns | {name: group[name][:] if name in group else missing[name] for name in RESULTS}
 
     @property
     def layer_names(self) -> list[str]:

@@ -24,11 +24,14 @@ COMPRESSIONS = ("gzip", "lzf", "zstd", "lz4")
 PLUGIN_COMPRESSIONS = ("zstd", "lz4")
 # The attributes by which a resumed run is known to be the same.
 RUN_ATTRIBUTES = ("model_sha256", "composite", "target", "seed", "preprocess", "classes", "compress")
+# Those of regression, and what they are in a store that was made without them.
+REGRESSION_ATTRIBUTES = {"loss": "", "threshold": "null", "target_names": "null"}
 # The results of a sample that are one number each, and what they are before the sample is done.
 RESULTS: dict[str, tuple[str, float]] = {
     "predicted": ("int32", -1),
     "correct": ("int8", -1),
     "loss": ("float32", math.nan),
+    "worst": ("int32", -1),
     "target": ("int32", -1),
     "done": ("uint8", 0),
 }
@@ -57,7 +60,7 @@ class StoreSpec:
     ----------
     paths, index, labels, target_values
         Of each of the N samples: where it came from; its row in the data set; its class (int (N,), -1 for none, at most
-        65534), None when there are none at all; its regression target, float (N, …), or None.
+        65534), None when there are none at all; its regression target, float (N, …), NaN where not known, or None.
     input_shape : tuple of int
         Shape of the model's input without batch; pictures channels first, (C, H, W).
     outputs : int or tuple of int
@@ -72,6 +75,9 @@ class StoreSpec:
         JSON of the preprocessing.
     classes : sequence of str or None
         Class names by index.
+    loss, threshold, target_names
+        Of regression: how samples are judged, "" for not; the largest loss of a correct one, or None; the names of the
+        targets, or None.
     layer_dtype : {"float32", "float16"}
     compress : {None, "gzip", "lzf", "zstd", "lz4"}
         The last two need the package hdf5plugin, to read too.
@@ -97,6 +103,9 @@ class StoreSpec:
     seed: str
     preprocess: str | None = None
     classes: Sequence[str] | None = None
+    loss: str = ""
+    threshold: float | None = None
+    target_names: Sequence[str] | None = None
     layer_dtype: str = "float32"
     compress: str | None = None
 
@@ -143,11 +152,14 @@ class StoreSpec:
             "preprocess": "null" if self.preprocess is None else self.preprocess,
             "classes": json.dumps(self.classes and list(self.classes), ensure_ascii=False),
             "compress": self.compress or "",
+            "loss": self.loss,
+            "threshold": json.dumps(self.threshold),
+            "target_names": json.dumps(self.target_names and list(self.target_names), ensure_ascii=False),
             "number of samples": len(self),
             "paths": list(self.paths),
             "index": np.asarray(self.index).tolist(),
             "labels": self.label_array.tolist(),
-            "target values": None if self.target_values is None else np.float32(self.target_values).tolist(),
+            "target values": _comparable(self.target_values),
             "input shape": tuple(self.input_shape),
             "output shape": self.output_shape,
             "layers": {name: (tuple(info.shape), self.layer_dtype) for name, info in self.layers.items()},
@@ -158,19 +170,29 @@ class StoreSpec:
 def file_identity(file: h5py.File) -> dict[str, Any]:
     """What `StoreSpec.identity` was of the run that made this file."""
     layers = sorted(file["layers"].values(), key=lambda dataset: dataset.attrs["order"])
-    targets = file.get("target_value")
     return {
         **{name: file.attrs[name] for name in RUN_ATTRIBUTES},
+        **{name: file.attrs.get(name, missing) for name, missing in REGRESSION_ATTRIBUTES.items()},
         "number of samples": len(file["attribution"]),
         "paths": file["samples/path"].asstr()[:].tolist(),
         "index": file["index"][:].tolist(),
         "labels": file["label"][:].tolist(),
-        "target values": None if targets is None else targets[:].tolist(),
+        "target values": _comparable(file["target_value"][:] if "target_value" in file else None),
         "input shape": file["attribution"].shape[1:],
         "output shape": file["prediction"].shape[1:],
         "layers": {dataset.attrs["tensor"]: (dataset.shape[1:], dataset.dtype.name) for dataset in layers},
         "conservation": file["tensor"].asstr()[:].tolist() if "conservation" in file else [],
     }
+
+
+def _comparable(values: Any) -> list[Any] | None:
+    """Numbers as lists; None in place of NaN, which would not equal itself."""
+    if values is None:
+        return None
+    numbers = np.asarray(values, dtype=np.float32)
+    lists = numbers.astype(object)
+    lists[np.isnan(numbers)] = None
+    return lists.tolist()
 
 
 def layer_key(tensor: str) -> str:
@@ -194,7 +216,7 @@ def lay_out(file: h5py.File, spec: StoreSpec, filters: Mapping[str, Any] | None 
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=spec.model,
         complete=False,
-        **{name: known[name] for name in RUN_ATTRIBUTES},
+        **{name: known[name] for name in (*RUN_ATTRIBUTES, *REGRESSION_ATTRIBUTES)},
     )
     count, outputs = len(spec), spec.output_shape
 
@@ -233,8 +255,10 @@ def lay_out(file: h5py.File, spec: StoreSpec, filters: Mapping[str, Any] | None 
         _attach_scales(file, file[name], ("batch",))
     if spec.target_values is not None:
         file["target_value"] = np.float32(spec.target_values)
+        file["predicted_value"] = np.full(file["target_value"].shape, math.nan, np.float32)
         axes = tuple(f"value{axis}" for axis in range(1, file["target_value"].ndim))
-        _attach_scales(file, file["target_value"], ("batch", *axes))
+        for name in ("target_value", "predicted_value"):
+            _attach_scales(file, file[name], ("batch", *axes))
 
 
 def _axes(shape: tuple[int, ...]) -> tuple[str, ...]:

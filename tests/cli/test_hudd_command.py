@@ -183,6 +183,7 @@ def test_bad_cases_are_refused_in_one_line(program: Program, case: Path, tmp_pat
         "[cluster]\nkay = 3": "'kay' is not known here; expected one of profile, k",
         '[cluster]\nk = "3"': "k = '3': expected a whole number",
         "[retrain]\npatience = true": "patience = True: expected a whole number",
+        '[cluster]\nprofile = "features"': 'profile = \'features\': expected "default" or "hudd"',
         "[clusters]": "'clusters' is not known here",
         "cluster = 3": "'cluster' is a section; write [cluster]",
         "[cluster": "cannot be read",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist, pdist, squareform
 
-from lrp_onnx.errors import DataError, StoreError
+from lrp_onnx.errors import DataError
 from lrp_onnx.hudd import (
     Distances,
     assign_images,
@@ -147,7 +147,7 @@ def test_images_with_the_same_cause_are_found_in_another_store(tmp_path, make_st
         with Distances(tmp_path / "d.h5") as distances:
             clusters = cluster(distances, profile, k=6, layer="fc")
             found = assign_stores(other, store, clusters, distances)
-            with pytest.raises(StoreError, match="no layer"):
+            with pytest.raises(DataError, match="no heatmaps of the clusters' layer"):
                 assign_stores(HeatmapStore(make_store({"x": new}, "x.h5")), store, clusters, distances)
             other_model = HeatmapStore(make_store({"fc": new}, "m.h5", model_sha256="1e" * 32))
             with pytest.raises(DataError, match="differ in model_sha256"):

@@ -36,7 +36,7 @@ def same_groups(one: np.ndarray, other: np.ndarray) -> bool:
 def test_planted_causes_are_found_in_the_right_layer(tmp_path, make_store, plant, causes, seed):
     planted = plant(causes, seed)
     with HeatmapStore(make_store(planted.layers)) as store:
-        compute_distances(store, tmp_path / "distances.h5")
+        compute_distances(store, tmp_path / "distances.h5", layers=["input", "noise", "true"])
     with Distances(tmp_path / "distances.h5") as distances:
         found = cluster(distances)
     assert found.layer == "true"

@@ -14,7 +14,14 @@ import pytest
 from PIL import Image
 
 from lrp_onnx.errors import DataError, OutputError, StoreError
-from lrp_onnx.hudd import assign_store, cluster_store, eligible_layers, read_clusters
+from lrp_onnx.hudd import (
+    Distances,
+    assign_store,
+    cluster_store,
+    compute_distances,
+    eligible_layers,
+    read_clusters,
+)
 from lrp_onnx.hudd.charts import WIDTH
 from lrp_onnx.hudd.folders import folder_written_whole
 from lrp_onnx.preprocess import Preprocess
@@ -187,6 +194,21 @@ def test_the_tensor_that_relevance_starts_from_does_not_compete(make_errors: Mak
     only = {"logits": LAYERS["logits"]}
     with HeatmapStore(make_errors(CAUSES, name="only.h5", layers=only, conservation=())) as store:
         assert eligible_layers(store) == ["input"]
+
+
+def test_layers_that_repeat_an_earlier_one_in_every_row_do_not_compete(tmp_path: Path, make_store: Make) -> None:
+    values = np.random.default_rng(0).normal(size=(40, 3, 2, 2)).astype(np.float32)
+    late = values.copy()
+    late[37, 2, 1, 1] += 1e-6
+    layers = {"conv": values, "relu": values, "other": late, "again": late, "flat": values.reshape(40, 12)}
+    with HeatmapStore(make_store(layers)) as store:
+        assert eligible_layers(store) == ["conv", "other", "flat"]
+    unfinished = make_store(layers, "unfinished.h5", done=[*range(37), 38])
+    with HeatmapStore(unfinished) as store:  # what is not there makes no difference
+        assert eligible_layers(store) == ["conv", "flat"]
+        compute_distances(store, tmp_path / "d.h5")
+        with Distances(tmp_path / "d.h5") as distances:
+            assert list(distances) == ["conv", "flat"]
 
 
 def test_a_layer_can_be_named_even_the_input(make_errors: Make, tmp_path: Path) -> None:
@@ -404,27 +426,6 @@ def test_errors_without_a_cluster_select_nothing(make_errors: Make, tmp_path: Pa
     found = assign_store(make_errors([0, 1, 2], name="i.h5"), tmp_path / "T", tmp_path / "UnsafeSet")
     assert (found.images, found.selected) == (3, {})
     assert found.assignment.explanation == "nothing selected: there is no cluster of two or more images"
-
-
-@pytest.mark.parametrize("encoding, separator", [("utf-8", ","), ("utf-8-sig", ";"), ("utf-16", "\t")])
-def test_labels_that_somebody_filled_in_are_never_lost(
-    make_errors: Make, tmp_path: Path, encoding: str, separator: str
-) -> None:
-    improvement, out = make_errors([0, 0, 1], name="i.h5"), tmp_path / "UnsafeSet"
-    cluster_store(make_errors(CAUSES), tmp_path / "T")
-    found = assign_store(improvement, tmp_path / "T", out)
-    rows = table(found.table)
-    with pytest.raises(OutputError, match="exists already; use --overwrite"):
-        assign_store(improvement, tmp_path / "T", out)
-    assign_store(improvement, tmp_path / "T", out, overwrite=True)
-    rows[-1]["label"] = "élan"
-    with found.table.open("w", encoding=encoding, newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
-        writer.writeheader()
-        writer.writerows(rows)
-    with pytest.raises(OutputError, match="holds labels that somebody filled in"):
-        assign_store(improvement, tmp_path / "T", out, overwrite=True)
-    assert "élan" in found.table.read_text(encoding=encoding)
 
 
 def test_an_improvement_set_without_the_layer_says_which_one_to_make(make_errors: Make, tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_mean_heatmaps_are_those_of_a_plain_loop_whatever_the_block(
     with HeatmapStore(make(CAUSES)) as store:
         rows = np.arange(24)
         whole = mean_heatmaps(store, rows, strata, weights)
-        monkeypatch.setattr("lrp_onnx.hudd.report.contrast._BLOCK_BYTES", 1)
+        monkeypatch.setattr("lrp_onnx.render.unit_heatmaps._BLOCK_BYTES", 1)
         singly = mean_heatmaps(store, rows, strata, weights)
         pictures = store.attribution[:].astype(float).sum(axis=1)
     units = [picture / np.abs(picture).sum() for picture in pictures]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lrp_onnx.errors import DataError, OutputError
 
@@ -96,7 +96,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TestSettings:
-    loss: str | None = None
+    loss: Literal["mse", "mae", "landmarks"] | None = None
     threshold: float | None = None
 
 
@@ -110,7 +110,7 @@ class HeatmapSettings:
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    profile: str = "default"
+    profile: Literal["default", "hudd"] = "default"
     k: int | None = None
     layer: str | None = None
     linkage: str = "ward"
@@ -134,7 +134,7 @@ class LabelSettings:
 @dataclass(frozen=True)
 class RetrainSettings:
     epochs: int = 10
-    optimizer: str = "sgd"
+    optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -322,11 +322,12 @@ def _read(kind: type, values: Mapping[str, Any], where: str) -> Any:
             read[one.name] = _read(hint, value, f"{where}, [{one.name}]")
             continue
         allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        words = next((get_args(each) for each in allowed if get_origin(each) is Literal), ())
         if float in allowed and type(value) is int:
             value = float(value)
-        if type(value) not in allowed:
-            wanted = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
-            expected = next(wanted[one] for one in allowed if one in wanted)
+        if value not in words if words else type(value) not in allowed:
+            kinds = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+            expected = " or ".join(f'"{word}"' for word in words) or next(kinds[a] for a in allowed if a in kinds)
             raise DataError(f"{where} {one.name} = {value!r}: expected {expected}")
         read[one.name] = value
     return kind(**read)

@@ -187,7 +187,7 @@ def assign(work: Work, resume: bool) -> Outcome:
 
 @_step("Label the unsafe set", lambda work: work.step_parts("assign"), always=True)
 def label(work: Work, resume: bool) -> Outcome:
-    unsafe, classes = work.case.path(UNSAFE), classes_of(work.graph)
+    unsafe, classes = work.case.path(UNSAFE), classes_of(work.graph) or work.data("training").classes
     kind: dict[str, Any] = {"outputs": number_of_outputs(work.graph), "regression": work.regression}
     if work.known_labels is not None:
         fill_labels(unsafe, work.known_labels, classes, **kind)
@@ -225,6 +225,8 @@ def retrain(work: Work, resume: bool) -> Outcome:
         validation=_VALIDATION if case.data("validation") is None else work.data("validation"),
         clusters=case.results,
         record=case.path(RETRAINING),
+        model_path=case.model,
+        measure=case.settings.test.loss,
         threshold=case.settings.test.threshold,
         partial=case.settings.label.partial,
         overwrite=True,
@@ -257,12 +259,21 @@ def _explain(work: Work, name: str, store: str, resume: bool, **options: Any) ->
         work.case.path(store),
         composite=work.composite,
         batch_size=work.case.settings.heatmaps.batch_size,
-        target="worst" if work.regression else "predicted",
+        **_explained_output(work),
         resume=resume,
         overwrite=not resume,
         progress=work.over(f"Explaining the {name} set"),
         **options,
     )
+
+
+def _explained_output(work: Work) -> dict[str, Any]:
+    """The same for errors and improvement set, whose heatmaps are compared: without answers, no output is the worst."""
+    if not work.regression:
+        return {}
+    if work.data("improvement").targets is not None or number_of_outputs(work.graph) == 1:
+        return {"target": "worst"}
+    return {"seed": "all"}
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
