@@ -16,7 +16,7 @@ from experiments.hudd_chess.variance import LEAST, NOISE, reductions, share_by_c
 from lrp_onnx.engine import DEFAULT_COMPOSITE
 from lrp_onnx.graph import Graph
 from lrp_onnx.heatmaps import compute_heatmaps
-from lrp_onnx.hudd import Clustering, Distances, cluster, compute_distances, eligible_layers, write_clusters
+from lrp_onnx.hudd import Clustering, Distances, cluster, compute_distances, write_clusters
 from lrp_onnx.store import HeatmapStore
 
 COMPOSITE = {"default": DEFAULT_COMPOSITE, "hudd": "hudd"}
@@ -64,8 +64,7 @@ def find_root_causes(
     options: dict[str, Any] = {"composite": COMPOSITE[profile], "batch_size": 64}
     compute_heatmaps(graph, manifest, folder / "errors.h5", errors=results, layers="all", **options)
     with HeatmapStore(folder / "errors.h5") as store:
-        options = {"profile": profile, "layers": eligible_layers(store), "reduce": reduce}
-        compute_distances(store, folder / "distances.h5", **options)
+        compute_distances(store, folder / "distances.h5", profile=profile, reduce=reduce)
         with Distances(folder / "distances.h5") as distances:
             clustering = cluster(distances, profile)
             if pictures:

@@ -17,17 +17,21 @@ from lrp_onnx import __version__
 from lrp_onnx.cli import (
     assign,
     cluster,
+    compare,
     convert,
     demo,
+    evaluate,
     heatmaps,
     hudd,
     inspect,
     localise,
+    overfitting,
     render,
     retrain,
     stability,
     test,
     vary,
+    video,
 )
 from lrp_onnx.errors import LrpOnnxError
 
@@ -59,13 +63,33 @@ def program(
     """Take the options that stand in front of a command; `run` has read --debug before, wherever it stood."""
 
 
-for command in (convert, inspect, test, heatmaps, render, cluster, assign, retrain, vary, stability, localise, demo):
+for command in (
+    convert,
+    inspect,
+    test,
+    heatmaps,
+    render,
+    cluster,
+    assign,
+    retrain,
+    vary,
+    video,
+    stability,
+    localise,
+    compare,
+    evaluate,
+    overfitting,
+    demo,
+):
     app.command(command.NAME)(command.command)
 app.add_typer(hudd.app, name=hudd.NAME)
 
 
 def main() -> None:
     """Run the program on `sys.argv` and exit."""
+    # Read when torch is imported: its threads then sleep while they wait. Spinning ones hold up whoever else is on the
+    # machine, and are held up: on two busy cores a training step was four to ten times as fast without.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "--debug" not in sys.argv:
         # `run` catches everything; what comes here is h5py, at length, after a file could not be written.
         sys.unraisablehook = lambda _: None

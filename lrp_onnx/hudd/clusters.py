@@ -20,8 +20,8 @@ FEATURES = "features"  # a third profile, which compares images otherwise, and t
 LINKAGES = ("ward", "average", "complete", "single")
 NOISE = -1
 INPUT = "input"
-# Members of a cluster must be at least this share closer to each other than to the nearest other cluster.
-LEAST_SILHOUETTE = 0.05
+# Members of a cluster must be closer to each other than this share of the mean distance between any two errors.
+LOOSEST = 0.95
 
 BEST_LAYER = {
     "default": "smallest weighted intra-cluster distance / mean distance, images alone counted as 1",
@@ -117,8 +117,8 @@ def cluster(
     Profile `default`: linkage on the distances D (of heatmaps scaled to unit norm); for k = 1 to
     min(max(n/2, 2), 500), the knee of the weighted intra-cluster distance; the layer with the smallest weighted
     intra-cluster distance over mean distance, where an image alone counts as 1, like one in a layer without structure.
-    A cluster is noise when it has fewer than `min_size` (2) images, or when their mean silhouette is below 0.05: on
-    average they are hardly closer to each other than to the nearest other cluster.
+    A cluster is noise when it has fewer than `min_size` (2) images, or when the mean distance between them is 95 % or
+    more of that between all errors: they have hardly more in common than any two.
 
     Profile `hudd`: Fahmy et al. 2021 with the details of their toolset. S = D, each row divided by its maximum; linkage
     on the Euclidean distances between the rows of S; for k = 2 to min(max(n/2, 2), 500), WICD on S (pairs above the
@@ -159,8 +159,8 @@ def cluster(
     condensed = _condensed(distances[chosen.layer], chosen.layer)
     partition = cut(condensed, labels_after(chosen.tree, merges_for(chosen.tree, chosen.k)))
     silhouettes = partition.silhouettes()
-    least = LEAST_SILHOUETTE if profile == "default" else -math.inf
-    labels, noise = numbered_by_size(partition, silhouettes, min_size, least)
+    loosest = LOOSEST * float(condensed.mean()) if profile == "default" else math.inf
+    labels, noise = numbered_by_size(partition, min_size, loosest)
     medoids = medoids_of(partition, labels)
     return Clustering(
         profile=profile,
@@ -264,19 +264,18 @@ def _row_scaled(condensed: Floats) -> tuple[Floats, Floats]:
     return pairwise(square, scaling="none", dtype="float64"), above
 
 
-def numbered_by_size(
-    partition: Cut, silhouettes: Floats, min_size: int = 1, least: float = -math.inf
-) -> tuple[Labels, tuple[str, ...]]:
+def numbered_by_size(partition: Cut, min_size: int = 1, loosest: float = math.inf) -> tuple[Labels, tuple[str, ...]]:
     """Clusters numbered from 1 for the largest; those too small or too loose are noise, with the reason."""
     sizes = partition.sizes.astype(np.int64).tolist()
-    mean = np.bincount(partition.labels, silhouettes) / partition.sizes
     labels, noise, number = np.full(len(partition.labels), NOISE), [], 0
     for place in sorted(range(partition.count), key=lambda place: (-sizes[place], place)):
-        loose = partition.count > 1 and partition.within[place] > 0 and mean[place] < least
+        within = partition.within[place]
         if sizes[place] < min_size:
             noise.append(f"{sizes[place]} image(s), fewer than {min_size}")
-        elif loose:
-            noise.append(f"{sizes[place]} images, mean silhouette {mean[place]:.3f}, below {least}")
+        elif partition.count > 1 and within >= loosest > 0:
+            noise.append(
+                f"{sizes[place]} images, mean distance {within:.3g}, not below {loosest:.3g}: nothing in common"
+            )
         else:
             number += 1
             labels[partition.labels == place] = number

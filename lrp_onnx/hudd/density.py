@@ -152,7 +152,7 @@ def _describe(places: Labels, condensed: Floats, how: str, origin: str, least: i
         whole = cut(condensed, np.where(places < 0, clusters, places))
         partition = Cut(places[inside], whole.sizes[:clusters], whole.means[:clusters, inside], whole.within[:clusters])
         silhouettes[inside] = partition.silhouettes()
-        labels[inside], _ = numbered_by_size(partition, silhouettes[inside])
+        labels[inside], _ = numbered_by_size(partition)
         medoids = {label: int(inside[medoid]) for label, medoid in medoids_of(partition, labels[inside]).items()}
         weighted = partition.weighted_distance
     mean = float(condensed.mean())

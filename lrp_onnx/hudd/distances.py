@@ -157,7 +157,7 @@ def compute_distances(
     options: dict[str, Any] = {"metric": metric, "scaling": SCALING[profile], "reduce": reduce, "dtype": DTYPE[profile]}
     readers = {
         layer: HeatmapRows(_heatmaps(store, layer), rows, name=f"{store.path}, heatmaps of '{layer}'", **options)
-        for layer in (layers if layers is not None else eligible_layers(store))
+        for layer in (layers if layers is not None else eligible_layers(store, profile))
     }
     identity = {"store_sha256": store_hash(store, rows), **options, "features": "", "rows": rows.tolist()}
     _compute(path, store, readers, identity | {"profile": profile}, memory, overwrite, progress)

@@ -52,7 +52,7 @@ def by_heatmaps(
     **options: Any,
 ) -> tuple[Clustering, list[str]]:
     """Write the distances of the layers to `path` and cluster them; options as in `cluster_store`, with notes."""
-    layers = eligible_layers(store) if layer is None else [layer]
+    layers = eligible_layers(store, profile) if layer is None else [layer]
     notes = []
     if layers == [INPUT] and layer is None:
         notes.append("no inner layer in the store: images are compared by the heatmaps of the input")

@@ -16,7 +16,7 @@ _ROWS_TRIED = 64
 _READ = 8 << 20  # bytes of one layer at a time
 
 
-def eligible_layers(store: HeatmapStore) -> list[str]:
+def eligible_layers(store: HeatmapStore, profile: str = "default") -> list[str]:
     """Layers that can tell causes apart: the inner ones without those that say nothing, or nothing more.
 
     The relevance of the tensor that it starts from, and of the same tensor in another shape, is that of one output and
@@ -24,6 +24,10 @@ def eligible_layers(store: HeatmapStore) -> list[str]:
 
     An activation hands its relevance on as it came, so that a ReLU repeats its convolution. Of layers that are equal in
     every finished row the first counts.
+
+    In profile `default` only layers with positions count (pixels, tokens) where there are any. Heatmaps of dense layers
+    behind them follow the predicted class, which everybody knows already, and their few neurons give them the smaller
+    distances.
 
     Returns
     -------
@@ -40,7 +44,8 @@ def eligible_layers(store: HeatmapStore) -> list[str]:
         # the nearest first: it is the likeliest to be the same
         if not any(_equal(store.layer(name), store.layer(other), rows) for other in reversed(kept)):
             kept.append(name)
-    return kept or [INPUT]
+    placed = [name for name in kept if sum(size > 1 for size in store.layer(name).shape[1:]) > 1]
+    return (placed if profile == "default" and placed else kept) or [INPUT]
 
 
 def _one_output(relevance: NDArray[np.floating], outputs: int) -> bool:

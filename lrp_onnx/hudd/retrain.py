@@ -36,11 +36,12 @@ class Retrained:
     Attributes
     ----------
     model : onnx.ModelProto
-        The model with the weights of the best epoch; the original weights where no epoch was better.
+        The model with the weights of the epoch that is kept; the original weights where no epoch was better.
     history : tuple of Epoch
         From epoch 0, the original weights.
     best_epoch : int
-        0 where no epoch was better on the validation set than the original.
+        The epoch that is kept: of those better on the validation set than the original and within one standard error of
+        the best accuracy, the last; for regression the one with the smallest loss. 0 where none was better.
     stopped : {"epochs", "patience", "diverged"}
         Why training ended: all epochs done, no better epoch for a while, or a loss that is not finite.
     difference : float
@@ -91,7 +92,7 @@ def retrain(
     progress: Callable[[Epoch], None] | None = None,
     step: Callable[[int, int], None] | None = None,
 ) -> Retrained:
-    """Train a model further and keep the epoch that is best on the validation set, if it is better than the original.
+    """Train a model further and keep an epoch that is better on the validation set than the original, if any is.
 
     The network learns as it runs in use: BatchNormalization keeps its statistics, Dropout passes, and a Softmax or
     Sigmoid at the end is left out of the cross-entropy, which works on logits. The order of the samples follows from

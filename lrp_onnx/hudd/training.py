@@ -103,7 +103,7 @@ class Objective:
 
 @dataclass(eq=False)
 class Trainer:
-    """A training run: its weights, its past, and how it goes on."""
+    """A training run: its weights, its past, and how it goes on; `best` are the weights of the epoch that is kept."""
 
     trainable: Trainable
     training: Examples
@@ -130,7 +130,7 @@ class Trainer:
             if not self.history:
                 self._note(Epoch(0, None, None, *self._validate()), progress)
             while (epoch := len(self.history)) <= epochs:
-                if patience is not None and epoch - 1 - self.best_epoch >= patience:
+                if patience is not None and epoch - 1 - self._peak().epoch >= patience:
                     return "patience"
                 learned = self._learn(epoch, epochs, step)
                 checked = self._validate()
@@ -177,11 +177,26 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
 
     def _note(self, epoch: Epoch, progress: Callable[[Epoch], None] | None) -> None:
-        if not self.history or epoch.rank > self.history[self.best_epoch].rank:
-            self.best, self.best_epoch = self.trainable.snapshot(), epoch.epoch
         self.history.append(epoch)
+        if epoch.epoch == 0 or self._as_good(epoch):
+            self.best, self.best_epoch = self.trainable.snapshot(), epoch.epoch
         if progress is not None:
             progress(epoch)
+
+    def _peak(self) -> Epoch:
+        return max(self.history, key=lambda epoch: epoch.rank)
+
+    def _as_good(self, epoch: Epoch) -> bool:
+        """Whether an epoch is better than the original, and not measurably worse than the best.
+
+        Accuracies on a few hundred images differ by chance: the best of many is the luckiest. Within one standard error
+        of it (Breiman et al. 1984) the latest counts, which has learned the most and jumps about the least.
+        """
+        peak = self._peak()
+        if epoch.accuracy is None or peak.accuracy is None:
+            return epoch is peak
+        error = (peak.accuracy * (1 - peak.accuracy) / len(self.validation)) ** 0.5
+        return epoch.rank > self.history[0].rank and epoch.accuracy >= peak.accuracy - error
 
     def _learn(self, epoch: int, epochs: int, step: Callable[[int, int], None] | None) -> tuple[float, float | None]:
         # the order depends on seed and epoch only: a run that resumes needs no state of a generator

@@ -202,13 +202,14 @@ def test_layers_that_repeat_an_earlier_one_in_every_row_do_not_compete(tmp_path:
     late[37, 2, 1, 1] += 1e-6
     layers = {"conv": values, "relu": values, "other": late, "again": late, "flat": values.reshape(40, 12)}
     with HeatmapStore(make_store(layers)) as store:
-        assert eligible_layers(store) == ["conv", "other", "flat"]
+        assert eligible_layers(store, "hudd") == ["conv", "other", "flat"]
+        assert eligible_layers(store) == ["conv", "other"]  # dense layers follow the predicted class
     unfinished = make_store(layers, "unfinished.h5", done=[*range(37), 38])
     with HeatmapStore(unfinished) as store:  # what is not there makes no difference
-        assert eligible_layers(store) == ["conv", "flat"]
+        assert eligible_layers(store, "hudd") == ["conv", "flat"]
         compute_distances(store, tmp_path / "d.h5")
         with Distances(tmp_path / "d.h5") as distances:
-            assert list(distances) == ["conv", "flat"]
+            assert list(distances) == ["conv"]
 
 
 def test_a_layer_can_be_named_even_the_input(make_errors: Make, tmp_path: Path) -> None:

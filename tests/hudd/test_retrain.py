@@ -22,6 +22,7 @@ from lrp_onnx.converters import convert
 from lrp_onnx.data import Dataset, open_dataset
 from lrp_onnx.errors import DataError, OutputError
 from lrp_onnx.hudd.retrain import Epoch, Retrained, retrain, verdict
+from lrp_onnx.hudd.training import Trainer
 from lrp_onnx.preprocess import Preprocess
 
 pytest.importorskip("onnx2torch")
@@ -305,3 +306,17 @@ def test_the_verdict_counts_improved_and_worsened_images_overall_and_per_cluster
         verdict(before == labels, (after == labels)[:5], None)
     with pytest.raises(DataError, match="clusters"):
         verdict(before, after, labels, np.array([1, 2]))
+
+
+def test_the_last_epoch_that_is_not_measurably_worse_than_the_best_is_kept() -> None:
+    class Weights:
+        def snapshot(self) -> list[int]:
+            return [len(trainer.history)]
+
+    trainer = Trainer(Weights(), [], [None] * 200, None, None, 8, 0)  # type: ignore[arg-type]
+    kept = []
+    for number, accuracy in enumerate([0.91, 0.905, 0.935, 0.92, 0.915, 0.96, 0.94]):  # one error: 0.017, then 0.014
+        trainer._note(Epoch(number, None, None, 1 - accuracy, accuracy), None)
+        kept.append(trainer.best_epoch)
+    assert kept == [0, 0, 2, 3, 3, 5, 5]
+    assert trainer.best == [6]  # taken when epoch 5 was the sixth

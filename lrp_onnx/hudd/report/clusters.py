@@ -19,9 +19,10 @@ from lrp_onnx.hudd.report.contrast import (
     differences,
     mean_heatmaps,
 )
-from lrp_onnx.hudd.report.pictures import Picture, Scale, Shown, largest_of, mean_picture, shown
+from lrp_onnx.hudd.report.pictures import Scale, Shown, largest_of, mean_picture, shown
 from lrp_onnx.hudd.samples import Samples
 from lrp_onnx.render.figures import number
+from lrp_onnx.render.page import Picture
 from lrp_onnx.store import HeatmapStore
 
 Progress = Callable[[str, int, int], None]

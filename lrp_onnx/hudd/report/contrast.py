@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrp_onnx.errors import DataError, StoreError
+from lrp_onnx.errors import DataError
+from lrp_onnx.render.unit_heatmaps import unit_blocks
 from lrp_onnx.store import HeatmapStore
 
 Floats = NDArray[np.float64]
@@ -21,8 +22,6 @@ FIELDS = (
 LEAST_DIFFERENCE = 0.03  # of the relevance; less is not worth a sentence
 LEVEL = 0.01  # chance that a cluster without any difference gets a sentence
 LEAST_IMAGES = 5
-_MOST_CELLS = 256  # a side; more than a page shows
-_BLOCK_BYTES = 1 << 25
 # What must be the same for two heatmaps to be compared.
 _ALIKE = ("model_sha256", "composite", "seed", "preprocess")
 
@@ -83,7 +82,7 @@ def mean_heatmaps(
     share = np.array([[weights[group].get(name, 0.0) for name in names.tolist()] for group in weights])  # (groups, S)
     total: Floats | None = None
     of_field: list[Floats] = []
-    for start, heatmaps in _unit_blocks(store, rows):
+    for start, heatmaps in unit_blocks(store, rows):
         block = slice(start, start + len(heatmaps))
         added = np.tensordot((share / sizes)[:, places[block]], heatmaps, axes=1)
         total = added if total is None else total + added
@@ -155,42 +154,6 @@ def correct_rows(errors: HeatmapStore, correct: HeatmapStore) -> NDArray[np.int6
             "heatmaps of images that the model gets right"
         )
     return rows
-
-
-def is_picture(shape: tuple[int, ...]) -> bool:
-    """Whether relevance of such a shape extends in two directions."""
-    return len(shape) >= 2 and 1 not in shape[-2:]
-
-
-def _unit_blocks(store: HeatmapStore, rows: NDArray[np.int64]) -> Iterator[tuple[int, Floats]]:
-    """Heatmaps whose |relevance| sums to 1, (b, H, W) or (b, D), with the place of the first among `rows`."""
-    dataset = store.attribution
-    size = max(1, min(256, _BLOCK_BYTES // (8 * max(1, int(np.prod(dataset.shape[1:]))))))
-    for start in range(0, len(rows), size):
-        block = rows[start : start + size]
-        values = np.asarray(dataset[block], dtype=np.float64)
-        if is_picture(dataset.shape[1:]):
-            values = _cells(values.reshape(len(block), -1, *values.shape[-2:]).sum(axis=1))
-        else:
-            values = values.reshape(len(block), -1)
-        total = np.abs(values).reshape(len(block), -1).sum(axis=1)
-        if not np.isfinite(total).all():
-            row = int(block[np.argmin(np.isfinite(total))])
-            raise StoreError(
-                f"{store.path}: row {row} ({store.samples['path'][row]}) holds NaN or infinite relevance; compute it "
-                "again with another composite or in float64"
-            )
-        yield start, values / np.where(total > 0, total, 1).reshape(-1, *[1] * (values.ndim - 1))
-
-
-def _cells(heatmaps: Floats) -> Floats:
-    """(b, H, W) with at most 256 cells a side, each the sum of a square of pixels."""
-    height, width = heatmaps.shape[1:]
-    side = -(-max(height, width) // _MOST_CELLS)
-    if side == 1:
-        return heatmaps
-    padded = np.pad(heatmaps, ((0, 0), (0, -height % side), (0, -width % side)))
-    return padded.reshape(len(heatmaps), padded.shape[1] // side, side, -1, side).sum(axis=(2, 4))
 
 
 def _field_shares(heatmaps: Floats) -> Floats:

@@ -6,19 +6,19 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from lrp_onnx import __version__
 from lrp_onnx.errors import DataError
 from lrp_onnx.files import refuse_existing, written_whole
-from lrp_onnx.hudd.clusters import LEAST_SILHOUETTE, NOISE
+from lrp_onnx.hudd.clusters import NOISE
 from lrp_onnx.hudd.distances import Distances
 from lrp_onnx.hudd.outputs import INSPECTED
 from lrp_onnx.hudd.records import CLUSTERING, CLUSTERS, SCORES, SavedClusters, read_clusters
 from lrp_onnx.hudd.report.charts import curve_charts, training_charts
 from lrp_onnx.hudd.report.clusters import cluster_sections, noise_shown
-from lrp_onnx.hudd.report.pictures import colours, picture_file, worsened_shown
+from lrp_onnx.hudd.report.pictures import worsened_shown
 from lrp_onnx.hudd.report.record import hashed, run_parameters, versions
 from lrp_onnx.hudd.report.steps import (
     UnsafeSummary,
@@ -28,10 +28,8 @@ from lrp_onnx.hudd.report.steps import (
     summarise_unsafe,
 )
 from lrp_onnx.hudd.unsafe import ASSIGNMENT
+from lrp_onnx.render.page import colours, page_template, picture_file
 from lrp_onnx.store import HeatmapStore
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 Paths = str | os.PathLike[str]
 
@@ -112,7 +110,7 @@ def write_report(
         read += [Path(one) for one in (results, retraining) if one is not None]
         read += [selected.saved.folder / ASSIGNMENT, selected.saved.table] if selected else []
         shown = {where.name: where for where in read} | dict(files or {})
-        page = _template().render(
+        page = page_template("hudd/report/page.html.j2").render(
             title=title or f"Why {model['path']} fails",
             date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             version=__version__,
@@ -123,7 +121,6 @@ def write_report(
             failures=len(rows),
             clustering=saved.clustering,
             sections=sections,
-            least_silhouette=LEAST_SILHOUETTE,
             open=_MOST_OPEN,
             most_pairs=_MOST_PAIRS,
             per_cluster=INSPECTED,
@@ -166,22 +163,3 @@ def _check(
         )
     if retrained and retrained["model"]["sha256"] != model_sha256:
         raise DataError(f"{retraining}: is of another model than the heatmaps of the clusters; retrain anew")
-
-
-def _template() -> Template:
-    """The page; what is put into it is escaped, and a name that it lacks is an error."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    pages = Environment(
-        loader=PackageLoader("lrp_onnx.hudd.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters["share"] = lambda value, digits=1: f"{value:.{digits}%}"
-    pages.filters["n"] = lambda value: f"{value:,}"
-    pages.filters["number"] = lambda value: "–" if value is None else f"{value:.4g}"
-    pages.filters["count"] = lambda value, noun: f"{value:,} {noun}{'' if value == 1 else 's'}"
-    pages.filters["file_name"] = lambda path: PurePosixPath(str(path).replace("\\", "/")).name
-    return pages.get_template("page.html.j2")
