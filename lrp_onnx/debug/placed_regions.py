@@ -161,7 +161,7 @@ class PlacedRegions:
         """Width and height of what the regions are drawn on."""
         declared = self._sizes.get(image)
         height, width = self._shape
-        real = _picture_size(self.path(row)) if self._preprocess_of(row) else (width, height)
+        real = picture_size(self.path(row)) if self._preprocess_of(row) else (width, height)
         if declared and real and declared != real:
             raise DataError(
                 f"the regions of {image} were drawn on {declared[0]} x {declared[1]} pixels, and {self.path(row)} has "
@@ -184,7 +184,7 @@ def _points(pixels: int) -> NDArray[np.float64]:
     return (np.arange(pixels * _POINTS) + 0.5) / _POINTS
 
 
-def _picture_size(path: str) -> Size | None:
+def picture_size(path: str) -> Size | None:
     """Width and height of the upright picture; None when it cannot be read."""
     try:
         with Image.open(path) as image:
