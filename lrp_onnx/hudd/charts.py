@@ -49,7 +49,7 @@ def curve_chart(scores: LayerScores, profile: str) -> RGB:
         panels = [("WICD", curves.wicd), ("derivative of WICD", curves.gradient)]
     panels.append(("mean silhouette", curves.silhouette))
     height = _TOP + len(panels) * (_PANEL + _BETWEEN) - _BETWEEN + _BOTTOM
-    page = _Page(height, f"{scores.layer}: {_clusters(scores.k)}", f"chosen: {scores.how_k}")
+    page = Page(height, f"{scores.layer}: {_clusters(scores.k)}", f"chosen: {scores.how_k}")
     for place, (name, values) in enumerate(panels):
         top = _TOP + place * (_PANEL + _BETWEEN)
         _curve(page, top, name, curves, values, scores.k, last=place == len(panels) - 1)
@@ -70,7 +70,7 @@ def dendrogram_chart(scores: LayerScores, labels: Labels, linkage: str) -> RGB |
     of_leaf = [int(labels[_first_image(tree, leaf)]) for leaf in drawn["leaves"]]
     done = merges_for(tree, scores.k)
     cut = float(tree[done, 2]) if done < len(tree) else np.inf
-    page = _Page(
+    page = Page(
         _TOP + 2 * _PANEL + _BOTTOM, f"{scores.layer}: {_clusters(scores.k)} of {count} images", f"{linkage} linkage"
     )
     bottom, highest = _TOP + 2 * _PANEL, float(tree[-1, 2]) * 1.03 or 1.0
@@ -98,7 +98,7 @@ def neighbour_chart(found: DenseClusters) -> RGB:
     """How far the neighbours of each image are, and how near makes a place dense; uint8 (H, 1200, 3)."""
     values, count = found.neighbours, len(found.neighbours)
     top, bottom = _TOP, _TOP + 2 * _PANEL
-    page = _Page(bottom + _BOTTOM, f"features: {_clusters(found.clustering.k)}", f"eps: {found.how_eps}")
+    page = Page(bottom + _BOTTOM, f"features: {_clusters(found.clustering.k)}", f"eps: {found.how_eps}")
     y_range = range_of([*values, found.eps])
     x_of, y_of = scale((0, count + 1), (_LEFT, WIDTH - _RIGHT)), scale(y_range, (bottom, top))
     _axis(page, y_of, y_range, f"distance within which an image has {found.least}, itself counted", (top, bottom))
@@ -115,7 +115,7 @@ def neighbour_chart(found: DenseClusters) -> RGB:
     return page.done()
 
 
-def _curve(page: _Page, top: int, name: str, curves: Curves, values: Floats, chosen: int, *, last: bool) -> None:
+def _curve(page: Page, top: int, name: str, curves: Curves, values: Floats, chosen: int, *, last: bool) -> None:
     bottom, ks = top + _PANEL, curves.k
     known = np.isfinite(values)
     x_range = (float(ks[0]) - 0.5, float(ks[-1]) + 0.5)
@@ -144,7 +144,7 @@ def _curve(page: _Page, top: int, name: str, curves: Curves, values: Floats, cho
             page.dot((x_of(chosen), y_of(float(value))), 7, _MARK)
 
 
-def _axis(page: _Page, y_of: Callable[[float], float], values: tuple[float, float], name: str, ends: Any) -> None:
+def _axis(page: Page, y_of: Callable[[float], float], values: tuple[float, float], name: str, ends: Any) -> None:
     top, bottom = ends
     for value in ticks(values, 5):
         page.line([(_LEFT, y_of(value)), (WIDTH - _RIGHT, y_of(value))], _GRID, 1)
@@ -153,7 +153,7 @@ def _axis(page: _Page, y_of: Callable[[float], float], values: tuple[float, floa
     page.text((_LEFT, top - 8), name, _INK, "lb")
 
 
-def _name_branch(page: _Page, name: str, ends: tuple[float, float], bottom: float, colour: str) -> None:
+def _name_branch(page: Page, name: str, ends: tuple[float, float], bottom: float, colour: str) -> None:
     left, right = ends
     page.line([(left + 2, bottom + 6), (right - 2, bottom + 6)], colour, 5)
     if page.width_of(name) <= right - left:
@@ -204,7 +204,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size * _FINER)  # ships with Pillow, so charts look alike on every machine
 
 
-class _Page:
+class Page:
     """White paper with a title, addressed in pixels of the finished picture."""
 
     def __init__(self, height: int, title: str, subtitle: str) -> None:
