@@ -46,7 +46,7 @@ def command(
 
     Fill in the column "label" of unsafe.csv in the folder written.
     """
-    from lrp_onnx.hudd.unsafe import assign_store
+    from lrp_onnx.hudd.unsafe import ASIDE, assign_store
 
     with steps() as advance:
         found = assign_store(
@@ -75,7 +75,8 @@ def command(
     for cluster, selected in found.selected.items():
         print(f"cluster {cluster}: {count(selected, 'image')} of at most {result.quotas[cluster]}")
     if found.labelled or found.set_aside:
-        print(f"kept {count(found.labelled + found.set_aside, 'label')}, {found.set_aside} of images not selected now")
+        aside = f", {found.set_aside} of images not selected now (in {ASIDE})" if found.set_aside else ""
+        print(f"kept {count(found.labelled + found.set_aside, 'label')}{aside}")
     if result.selected:
         print(f"fill in the column label of {found.table}")
     if found.without_image:

@@ -54,7 +54,7 @@ def refuse_folder(folder: Path, mark: str, overwrite: bool) -> None:
         raise OutputError(f"{folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / mark).is_file():
-            raise OutputError(f"{folder} holds files of another kind (no {mark}); name another folder")
+            raise OutputError(f"{folder} holds files of another kind (no {mark}); remove it, or name another folder")
         if not overwrite:
             raise OutputError(f"{folder} exists already; use --overwrite to replace it")
 

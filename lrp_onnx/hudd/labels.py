@@ -36,6 +36,8 @@ class Labels:
         Class indexes, or numbers to regress.
     unlabelled : tuple of str
         Selected images without a label.
+    missing : str
+        The first of these by file name, and where in the table they are; empty where there are none.
     notes : tuple of str
         What the user should know.
     """
@@ -45,6 +47,7 @@ class Labels:
     paths: tuple[str, ...]
     answers: np.ndarray
     unlabelled: tuple[str, ...]
+    missing: str
     notes: tuple[str, ...]
     _named: tuple[str, ...]  # the images by the names that the table has now
 
@@ -145,10 +148,10 @@ def read_labels(
     meaning = LabelText(classes, outputs, regression)
     answers, named, problems = _answers(found.rows, meaning)
     empty = [image for image, rows in found.rows.items() if not any(row.label for row in rows)]
+    missing = few([f"{Path(image).name} ({_lines(found.rows[image]) or 'no row'})" for image in empty])
     if empty and not partial:
-        shown = few([f"{Path(image).name} ({_lines(found.rows[image]) or 'no row'})" for image in empty])
         problems.append(
-            f"{len(empty)} of {len(found.rows)} images have no label: {shown}; fill them in, or go on without them "
+            f"{len(empty)} of {len(found.rows)} images have no label: {missing}; fill them in, or go on without them "
             "with --partial"
         )
     if problems := found.problems + problems:
@@ -165,6 +168,7 @@ def read_labels(
         paths=paths,
         answers=np.array(values, dtype=np.float32 if regression else np.int64),
         unlabelled=tuple(empty),
+        missing=missing,
         notes=tuple(notes),
         _named=tuple(named[path] for path in paths),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,6 +48,9 @@ class Examples:
         total = hashlib.sha256(self.answers.tobytes())
         total.update("\n".join(self.dataset.paths).encode())
         array = self.dataset.array
+        for path in dict.fromkeys(self.dataset.paths if array is None else ()):
+            with suppress(OSError), Path(path).open("rb") as file:  # what cannot be read is left out of training, too
+                total.update(hashlib.file_digest(file, "sha256").digest())
         for start in range(0, 0 if array is None else len(array), _HASHED_ROWS):
             total.update(array[start : start + _HASHED_ROWS].tobytes())  # type: ignore[index]
         return total.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,6 +132,10 @@ def assign_store(
         be written.
     """
     folder, report = Path(out), progress or (lambda step, done, total: None)
+    if (folder / ASSIGNMENT).is_file() and not (folder / TABLE).is_file():
+        raise OutputError(
+            f"{folder}: {TABLE} is gone; if labels are in it, put it back, else remove the folder to select anew"
+        )
     refuse_folder(folder, TABLE, overwrite)
     spare = folder.with_name(f".{folder.name}.{ASIDE}")
     labels = _earlier_labels(folder, spare)
@@ -145,6 +150,7 @@ def assign_store(
         report("Comparing", 1, 1)
         samples, considered = Samples(images), len(images.done)
         paths = [samples.path(one.image) for one in assignment.selected]
+        labels = _where_they_are_now(labels, [samples.path(row) for row in images.done.tolist()])
         again = {*paths}
         aside = [(image, labels[image]) for image in labels if image not in again]
         # A process killed while the new folder takes the place of the old one leaves neither; the labels are here then.
@@ -160,6 +166,7 @@ def assign_store(
                 if aside:
                     write_csv(new / ASIDE, (IMAGE_COLUMN, LABEL_COLUMN), aside)
                 _write_assignment(new / ASSIGNMENT, assignment, paths, considered, factor, saved.clustering)
+                _keep_others(folder, new)
         finally:
             if (folder / TABLE).is_file():
                 spare.unlink(missing_ok=True)
@@ -226,6 +233,13 @@ def _write_assignment(
     path.write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
+def _keep_others(old: Path, new: Path) -> None:
+    """Take along files that people put beside the table, such as the spreadsheet in which they label."""
+    for path in old.iterdir() if old.is_dir() else ():
+        if path.is_file() and path.name not in (TABLE, ASSIGNMENT, ASIDE):
+            shutil.copy2(path, new)
+
+
 def _place(samples: Samples, assignment: Assignment, folder: Path, report: Callable[[str, int, int], None]) -> int:
     without = 0
     for done, one in enumerate(assignment.selected, start=1):
@@ -255,6 +269,20 @@ def _earlier_labels(folder: Path, spare: Path) -> dict[str, str]:
         return waiting | _labels_in(folder / TABLE, known)
     except DataError as error:
         raise OutputError(f"{error}; it may hold labels: mend it, move it away, or name another folder") from error
+
+
+def _where_they_are_now(labels: dict[str, str], images: list[str]) -> dict[str, str]:
+    """Labels by the present paths of their images, where the whole improvement set was moved or copied.
+
+    Where any image is still at its place, another one of the same name is another image.
+    """
+    if not labels.keys().isdisjoint(images):
+        return labels
+    places = match_images(list(labels), images)
+    return {
+        image if place is None else images[place]: label
+        for (image, label), place in zip(labels.items(), places, strict=True)
+    }
 
 
 def _labels_in(path: Path, known: tuple[str, ...]) -> dict[str, str]:

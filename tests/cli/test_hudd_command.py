@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from filelock import FileLock
 from onnx import numpy_helper
 from small_model import CLASSES, Program, build_model, save_picture
 
@@ -140,7 +141,10 @@ def test_only_what_a_change_touches_is_done_again(program: Program, case: Path) 
     assert all(again[image] == label for image, label in labels.items() if image in again)  # nobody labels twice
     save_picture(case / "DataSets" / "TestSet" / "cat" / "0.png", 999)
     assert conditions(program, case)["test"] == ("out of date", "changed: test set")
-    assert conditions(program, case)["training"][0] == "not done"  # what is behind it waits
+    found = conditions(program, case)
+    assert found["training"][0] == "done"
+    assert found["heatmaps"] == ("not done", "after: Predict the test set")
+    assert found["retrain"][0] == "not done"
     assert run(program, case, "--oracle", case / "labels.csv")["ran"] == [STEPS[0], *STEPS[2:]]
 
 
@@ -150,6 +154,60 @@ def test_a_result_that_is_gone_is_made_again(program: Program, case: Path) -> No
     assert conditions(program, case)["heatmaps"] == ("out of date", "T/heatmaps.h5 is gone")
     assert "heatmaps" in run(program, case)["ran"]
     assert (case / "T" / "heatmaps.h5").is_file()
+
+
+def test_status_sees_what_a_person_typed_since(program: Program, case: Path) -> None:
+    run(program, case)
+    assert conditions(program, case)["label"][0] == "stops here"
+    table = case / "T" / "UnsafeSet" / "unsafe.csv"
+    empty = table.read_text(encoding="utf-8")
+    table.write_text(empty.replace(",,", ",cat,"), encoding="utf-8")
+    assert conditions(program, case)["label"] == ("out of date", "changed: labels in unsafe.csv")
+    assert run(program, case)["ran"] == ["label", "retrain"]
+    assert {condition for condition, _ in conditions(program, case).values()} == {"done"}
+    table.write_text(empty.replace(",,", ",dog,"), encoding="utf-8")
+    found = conditions(program, case)
+    assert found["label"][0] == "out of date" and found["retrain"] == ("not done", "after: Label the unsafe set")
+
+
+def test_a_row_that_a_person_deleted_is_named(program: Program, case: Path) -> None:
+    run(program, case)
+    table = case / "T" / "UnsafeSet" / "unsafe.csv"
+    first, gone, *rest = table.read_text(encoding="utf-8").replace(",,", ",cat,").splitlines()
+    table.write_text("\n".join([first, *rest]), encoding="utf-8")
+    stopped = run(program, case)["stopped"]
+    assert stopped.startswith(f"1 image needs a label ({Path(gone.split(',')[0]).name} (no row))")
+
+
+def test_a_table_of_labels_that_is_gone_is_asked_for_and_a_lost_account_of_it_is_made_again(
+    program: Program, case: Path
+) -> None:
+    run(program, case)
+    unsafe = case / "T" / "UnsafeSet"
+    text = (unsafe / "unsafe.csv").read_text(encoding="utf-8").replace(",,", ",cat,")
+    (unsafe / "unsafe.csv").rename(case / "elsewhere.csv")
+    assert program("hudd", "run", case) == 2
+    assert "unsafe.csv is gone; if labels are in it, put it back" in program.err
+    (unsafe / "unsafe.csv").write_text(text, encoding="utf-8")
+    (unsafe / "assignment.json").unlink()
+    assert run(program, case)["ran"] == ["assign", "label", "retrain"]
+    assert (unsafe / "unsafe.csv").read_text(encoding="utf-8") == text
+
+
+def test_a_case_that_was_moved_keeps_its_labels(program: Program, case: Path) -> None:
+    run(program, case, "--oracle", case / "labels.csv")
+    moved = case.with_name("moved")
+    case.rename(moved)
+    assert run(program, moved)["ran"] == ["label"]
+    change(moved, "cluster", "k", "2")
+    detail = {step["name"]: step["detail"] for step in run(program, moved)["steps"]}
+    assert f"if the case moved, remove {moved / 'T' / 'state.json'}" in detail["cluster"]
+    (moved / "T" / "state.json").unlink()
+    found = run(program, moved, "--oracle", moved / "labels.csv")
+    assert found["ran"] == STEPS and found["stopped"] == ""
+    assert "not where they were" not in str(found["steps"])
+    rows = read(moved / "T" / "UnsafeSet" / "unsafe.csv")
+    assert all(row["label"] and Path(row["image"]).is_file() for row in rows)
 
 
 def test_a_case_without_errors_or_with_one_ends_with_a_plain_sentence(program: Program, case: Path) -> None:
@@ -169,6 +227,14 @@ def test_a_case_without_errors_or_with_one_ends_with_a_plain_sentence(program: P
     assert program("hudd", "run", case, "--require-improvement") == 1
 
 
+def test_two_runs_on_a_case_do_not_meet(program: Program, case: Path) -> None:
+    (case / "T").mkdir()
+    with FileLock(case / "T" / ".lock"):
+        assert program("hudd", "run", case) == 2
+    assert "another `hudd run` is at work on this case" in program.err
+    assert run(program, case)["ran"] == STEPS[:-1]
+
+
 def test_bad_cases_are_refused_in_one_line(program: Program, case: Path, tmp_path: Path) -> None:
     def refused(*arguments: object) -> str:
         assert program(*arguments) == 2
@@ -184,6 +250,8 @@ def test_bad_cases_are_refused_in_one_line(program: Program, case: Path, tmp_pat
         '[cluster]\nk = "3"': "k = '3': expected a whole number",
         "[retrain]\npatience = true": "patience = True: expected a whole number",
         '[cluster]\nprofile = "features"': 'profile = \'features\': expected "default" or "hudd"',
+        "[retrain]\nepochs = 0": "epochs = 0: expected more than 0",
+        '[cluster]\nlinkage = "wart"': 'linkage = \'wart\': expected "ward" or "average"',
         "[clusters]": "'clusters' is not known here",
         "cluster = 3": "'cluster' is a section; write [cluster]",
         "[cluster": "cannot be read",
@@ -194,6 +262,9 @@ def test_bad_cases_are_refused_in_one_line(program: Program, case: Path, tmp_pat
     shutil.copy(case / "DNNModels" / "small.onnx", case / "DNNModels" / "other.onnx")
     assert "holds other.onnx, small.onnx; name one in case.toml" in refused("hudd", "run", case)
     (case / "DNNModels" / "other.onnx").unlink()
+    (case / "DNNModels" / "small.onnx").rename(case / "DNNModels" / "small-retrained.onnx")
+    assert "small-retrained.onnx is taken for a result by its name" in refused("hudd", "run", case)
+    (case / "DNNModels" / "small-retrained.onnx").rename(case / "DNNModels" / "small.onnx")
     shutil.rmtree(case / "DataSets" / "TrainingSet")
     assert "TrainingSet does not exist" in refused("hudd", "run", case)
     (case / "DataSets" / "TrainingSet").mkdir()

@@ -406,7 +406,9 @@ def test_labels_outlive_their_selection_and_are_used_again(tmp_path: Path, make_
     with pytest.raises(OutputError, match="exists already; use --overwrite"):
         assign_store(some, tmp_path / "T", folder)
     label(folder, _0="dog", _2="élan", _3="caat")
+    (folder / "mine.ods").write_text("notes")
     found = assign_store(others, tmp_path / "T", folder, overwrite=True)
+    assert (folder / "mine.ods").read_text() == "notes"
     assert (found.labelled, found.set_aside) == (2, 1)
     assert labels_of(folder) == {"/i/2.png": "élan", "/i/3.png": "caat"}
     assert labels_of(folder, "labels.csv") == {"/i/0.png": "dog"}

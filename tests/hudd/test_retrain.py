@@ -254,6 +254,21 @@ def test_picture_folders_are_joined_and_go_through_the_models_preprocessing(tmp_
     assert len(result.history) == 3 and 2 * (126 - 24 - 3) <= total <= 2 * (126 - 24) and 0 <= total - done <= 1
 
 
+def test_a_checkpoint_is_not_continued_when_a_picture_has_changed(tmp_path: Path) -> None:
+    pictures, labels = shapes(30, 1)
+    for index, (picture, label) in enumerate(zip(pictures[:, 0], labels, strict=True)):
+        folder = tmp_path / "data" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(picture * 100 + 60, 0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+    proto = network(preprocess=Preprocess(size=(12, 12), colour="L"), classes=("0", "1", "2"))
+    options: Any = {"epochs": 1, "checkpoint": tmp_path / "state.pt"}
+    retrain(proto, tmp_path / "data", shapes(30, 2), **options)
+    retrain(proto, tmp_path / "data", shapes(30, 2), **options, resume=True)
+    Image.new("L", (12, 12), 200).save(next((tmp_path / "data").rglob("7.png")))
+    with pytest.raises(DataError, match="other training;"):
+        retrain(proto, tmp_path / "data", shapes(30, 2), **options, resume=True)
+
+
 def test_repetitions_of_a_sample_never_stand_on_both_sides_of_the_validation_split(model: onnx.ModelProto) -> None:
     from lrp_onnx.graph import load
     from lrp_onnx.hudd.training_data import examples, split

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lrp_onnx.errors import LrpOnnxError
+from filelock import FileLock, Timeout
+
+from lrp_onnx.errors import LrpOnnxError, OutputError
 from lrp_onnx.hudd.case.settings import Case
 from lrp_onnx.hudd.case.state import Parts, Record, State, changes
 from lrp_onnx.hudd.case.steps import CORRECT, REPORT, RESULTS, RETRAINING, STEPS, UNSAFE, Step
-from lrp_onnx.hudd.case.work import Progress, Work
+from lrp_onnx.hudd.case.work import Progress, Work, step_part
 from lrp_onnx.hudd.report import write_report
 from lrp_onnx.hudd.unsafe import TABLE
 
-STATE = "state.json"
+STATE, LOCK = "state.json", ".lock"
 Condition = Literal["done", "stops here", "interrupted", "out of date", "not done"]
 
 
@@ -88,8 +90,25 @@ def run_case(
         What the steps raise; what is done stays.
     """
     case = Case.open(root)
+    lock = FileLock(case.results / LOCK)  # the system lets go of it however this process ends
+    try:
+        case.results.mkdir(exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(f"{case.root}: another `hudd run` is at work on this case; wait for it") from error
+    except OSError as error:
+        raise OutputError(f"{case.results}: cannot be written ({error.strerror or error})") from error
+    try:
+        return _run(case, None if oracle is None else Path(oracle), progress or (lambda what, done, total: None), say)
+    finally:
+        lock.release()
+
+
+def _run(
+    case: Case, oracle: Path | None, progress: Progress, say: Callable[[StepStatus, bool], None] | None
+) -> CaseRun:
     state = State.read(case.results / STATE)
-    work = Work(case, state, None if oracle is None else Path(oracle), progress or (lambda what, done, total: None))
+    work = Work(case, state, oracle, progress)
     done: list[StepStatus] = []
     ran: list[str] = []
     stopped = ""
@@ -125,12 +144,24 @@ def case_status(root: str | os.PathLike[str], *, progress: Progress | None = Non
     state = State.read(case.results / STATE)
     work = Work(case, state, progress=progress or (lambda what, done, total: None))
     found: list[StepStatus] = []
-    reason = ""
+    ends_at = ""
     for step in STEPS:
-        condition, detail = _status(step, work) if not reason else ("not done", reason)
+        if ends_at:
+            found.append(StepStatus(step.name, step.title, "not done", f"after: {ends_at}"))
+            continue
+        try:
+            parts = step.parts(work)
+        except LrpOnnxError as error:
+            found.append(StepStatus(step.name, step.title, "not done", str(error)))
+            ends_at = step.title
+            continue
+        waits = next((one for one in found if one.condition != "done" and step_part(one.name) in parts), None)
+        if waits is not None:
+            found.append(StepStatus(step.name, step.title, "not done", f"after: {waits.title}"))
+            continue
+        condition, detail = _condition(step, work, parts)
         found.append(StepStatus(step.name, step.title, condition, detail))
-        if condition != "done":
-            reason = reason or f"after: {step.title}"
+        ends_at = step.title if condition == "stops here" else ""
     return tuple(found)
 
 
@@ -139,16 +170,10 @@ def _do(step: Step, work: Work, parts: Parts) -> Record:
     resume = before is not None and before.inputs == parts and not before.summary
     work.state.note(step.name, Record(parts))
     outcome = step.run(work, resume)
-    record = Record(parts, outcome.summary, outcome.stop, outcome.result)
+    # known labels are written into the table that the step is made from
+    record = Record(step.parts(work) if step.always else parts, outcome.summary, outcome.stop, outcome.result)
     work.state.note(step.name, record)
     return record
-
-
-def _status(step: Step, work: Work) -> tuple[Condition, str]:
-    try:
-        return _condition(step, work, step.parts(work))
-    except LrpOnnxError as error:
-        return "not done", str(error)
 
 
 def _condition(step: Step, work: Work, parts: Parts) -> tuple[Condition, str]:

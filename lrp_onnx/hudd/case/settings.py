@@ -24,6 +24,7 @@ _SETS = {
     "validation": "ValidationSet",
 }
 _NEEDED = ("training", "test", "improvement")
+_MAY_BE_ZERO = ("threshold", "momentum", "weight_decay", "patience", "seed")
 # What a case without settings has; `init_case` writes it, so that every setting can be seen where it is changed.
 TEMPLATE = """\
 # Settings of a HUDD case; `lrp-onnx hudd run` on this folder does all steps. Paths are relative to this file.
@@ -113,10 +114,10 @@ class ClusterSettings:
     profile: Literal["default", "hudd"] = "default"
     k: int | None = None
     layer: str | None = None
-    linkage: str = "ward"
+    linkage: Literal["ward", "average", "complete", "single"] = "ward"
     min_size: int | None = None
-    metric: str = "euclidean"
-    reduce: str = "none"
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    reduce: Literal["none", "channels", "spatial"] = "none"
     xlsx: bool = False
 
 
@@ -210,7 +211,12 @@ class Case:
             if not self.path(named).is_file():
                 raise DataError(f"{self.path(SETTINGS)}, [model] file: {self.path(named)} does not exist")
             return self.path(named)
-        models = sorted(path for path in self.path(MODELS).glob("*.onnx") if not path.stem.endswith(RETRAINED))
+        found = sorted(self.path(MODELS).glob("*.onnx"))
+        models = [path for path in found if not path.stem.endswith(RETRAINED)]
+        if found and not models:
+            raise DataError(
+                f"{found[0]} is taken for a result by its name; rename it, or name it in {SETTINGS}, [model] file"
+            )
         if not models:
             raise DataError(f"{self.path(MODELS)}: no .onnx file there; put the model there, see `lrp-onnx convert`")
         if len(models) > 1:
@@ -329,5 +335,7 @@ def _read(kind: type, values: Mapping[str, Any], where: str) -> Any:
             kinds = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
             expected = " or ".join(f'"{word}"' for word in words) or next(kinds[a] for a in allowed if a in kinds)
             raise DataError(f"{where} {one.name} = {value!r}: expected {expected}")
+        if type(value) in (int, float) and (value < 0 or (value == 0 and one.name not in _MAY_BE_ZERO)):
+            raise DataError(f"{where} {one.name} = {value}: expected more than 0")
         read[one.name] = value
     return kind(**read)

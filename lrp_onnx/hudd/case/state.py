@@ -31,7 +31,8 @@ class Record:
     stop : str
         Why the steps behind it make no sense; empty where they do.
     result : str
-        Hash of what it found, where that does not follow from `inputs`: the labels that a person gave.
+        Hash of all that later steps take from it, where that does not follow from `inputs`: what a person's labels
+        mean.
     """
 
     inputs: Parts
@@ -40,7 +41,7 @@ class Record:
     result: str = ""
 
     def digest(self) -> str:
-        return digest([self.inputs, self.result])
+        return self.result or digest(self.inputs)
 
 
 @dataclass

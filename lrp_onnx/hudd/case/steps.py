@@ -11,14 +11,14 @@ from typing import Any
 from lrp_onnx.errors import DataError
 from lrp_onnx.heatmaps import compute_heatmaps
 from lrp_onnx.hudd.case.settings import MODELS, RETRAINED
-from lrp_onnx.hudd.case.state import Parts, digest
+from lrp_onnx.hudd.case.state import Parts, digest, file_digest
 from lrp_onnx.hudd.case.work import Work
 from lrp_onnx.hudd.clusters import INPUT
 from lrp_onnx.hudd.improve import retrain_unsafe
 from lrp_onnx.hudd.labels import fill_labels, read_labels
 from lrp_onnx.hudd.outputs import cluster_store
 from lrp_onnx.hudd.records import CHOSEN, CLUSTERING, DISTANCES, read_clusters
-from lrp_onnx.hudd.unsafe import TABLE, assign_store
+from lrp_onnx.hudd.unsafe import ASSIGNMENT, TABLE, assign_store
 from lrp_onnx.inputs import classes_of, number_of_outputs
 from lrp_onnx.predictions import Predictions, write_predictions
 
@@ -38,7 +38,7 @@ class Outcome:
     stop : str
         Why the steps behind it make no sense now; empty where they do.
     result : str
-        Hash of what it found, where that does not follow from what it was made from.
+        Hash of all that later steps take from it, where that does not follow from what it was made from.
     """
 
     summary: str
@@ -131,6 +131,7 @@ def heatmaps(work: Work, resume: bool) -> Outcome:
 @_step(
     "Explain correct images",
     lambda work: work.step_parts("test") | _explained(work) | work.setting_parts("heatmaps", "correct_per_class"),
+    CORRECT,
 )
 def correct(work: Work, resume: bool) -> Outcome:
     results, most = work.case.path(RESULTS["test"]), work.case.settings.heatmaps.correct_per_class
@@ -156,7 +157,8 @@ def cluster(work: Work, resume: bool) -> Outcome:
     summary += f", {noise} errors are noise" if noise else ""
     if not clusters:
         return Outcome(summary, "no two errors have enough in common to be a cluster")
-    return Outcome(f"{summary}; {found.inspected} images to inspect, {found.inspected / found.images:.1%}")
+    summary += f"; {found.inspected} images to inspect, {found.inspected / found.images:.1%}"
+    return Outcome(summary + _gone(work, found.without_image))
 
 
 @_step(
@@ -176,16 +178,23 @@ def improvement(work: Work, resume: bool) -> Outcome:
     "Select the unsafe set",
     lambda work: work.step_parts("cluster", "improvement") | work.setting_parts("assign"),
     f"{UNSAFE}/{TABLE}",
+    f"{UNSAFE}/{ASSIGNMENT}",
 )
 def assign(work: Work, resume: bool) -> Outcome:
     settings = asdict(work.case.settings.assign)
     candidates, unsafe = work.case.path(CANDIDATES), work.case.path(UNSAFE)
     found = assign_store(candidates, work.case.results, unsafe, overwrite=True, progress=work.progress, **settings)
     selected = len(found.assignment.selected)
-    return Outcome(f"{selected} of {found.images} images to label", "" if selected else found.assignment.explanation)
+    summary = f"{selected} of {found.images} images to label{_gone(work, found.without_image)}"
+    return Outcome(summary, "" if selected else found.assignment.explanation)
 
 
-@_step("Label the unsafe set", lambda work: work.step_parts("assign"), always=True)
+def _labels(work: Work) -> Parts:
+    """The table as it is now, so that `status` knows what a person has filled in since."""
+    return work.step_parts("assign") | {f"labels in {TABLE}": file_digest(work.case.path(UNSAFE, TABLE))}
+
+
+@_step("Label the unsafe set", _labels, always=True)
 def label(work: Work, resume: bool) -> Outcome:
     unsafe, classes = work.case.path(UNSAFE), classes_of(work.graph) or work.data("training").classes
     kind: dict[str, Any] = {"outputs": number_of_outputs(work.graph), "regression": work.regression}
@@ -195,10 +204,10 @@ def label(work: Work, resume: bool) -> Outcome:
     known, missing = len(labels), len(labels.unlabelled)
     summary = f"{known} of {known + missing} images labelled"
     if missing and not (work.case.settings.label.partial and known):
-        return Outcome(
-            summary, f"{missing} images need a label: fill in the column label of {unsafe / TABLE}, run again"
-        )
-    return Outcome(summary, result=digest([labels.paths, labels.answers.tolist()]))
+        which = f" ({labels.missing})" if known else ""
+        need = f"{missing} image{'s need' if missing > 1 else ' needs'} a label{which}"
+        return Outcome(summary, f"{need}: fill in the column label of {unsafe / TABLE}, run again")
+    return Outcome(summary, result=digest([work.step_parts("assign"), labels.paths, labels.answers.tolist()]))
 
 
 @_step(
@@ -238,6 +247,8 @@ def retrain(work: Work, resume: bool) -> Outcome:
         return Outcome(f"trained on {len(found.labels)} labelled images")
     changed = f"{len(verdict.improved)} images improved, {len(verdict.worsened)} worsened"
     measured = f"{verdict.measure} {verdict.before:.2%} -> {verdict.after:.2%}"
+    if not found.retrained.improved:
+        changed = "no epoch was better on the validation images, so the weights stay"
     return Outcome(f"{'better' if verdict.better else 'not better'}: {measured}, {changed}")
 
 
@@ -274,6 +285,11 @@ def _explained_output(work: Work) -> dict[str, Any]:
     if work.data("improvement").targets is not None or number_of_outputs(work.graph) == 1:
         return {"target": "worst"}
     return {"seed": "all"}
+
+
+def _gone(work: Work, images: int) -> str:
+    """What to do about images that cannot be shown: heatmaps of a case that was moved name files where they were."""
+    return f"; {images} images are not where they were: if the case moved, remove {work.state.path}" if images else ""
 
 
 def _rows(table: Path) -> list[dict[str, str]]:

@@ -19,6 +19,11 @@ from lrp_onnx.inputs import load_described, open_both
 Progress = Callable[[str, int, int], None]
 
 
+def step_part(name: str) -> str:
+    """What the result of a step is called among the parts of the steps that take it."""
+    return f"step {name}"
+
+
 @dataclass
 class Work:
     """A case, what is known of its files, and how progress is shown.
@@ -85,7 +90,7 @@ class Work:
 
     def step_parts(self, *steps: str) -> Parts:
         done = {step: self.state.records.get(step) for step in steps}
-        return {f"step {step}": record.digest() if record is not None else "" for step, record in done.items()}
+        return {step_part(step): record.digest() if record is not None else "" for step, record in done.items()}
 
     def over(self, what: str) -> Callable[[int, int], None]:
         """Progress of one thing."""
