@@ -107,7 +107,7 @@ def analyse_video(
     Memory does not grow with the length of the clip.
 
     A frame is resized by FFmpeg, with the filter that the preprocessing names, and then goes the way of every picture.
-    Its scores differ from those of the frame saved as a picture about as much as between two of FFmpeg's conversions from
+    Its scores differ from those of the frame saved as a picture about as much as between two of FFmpeg's ways from
     YUV to RGB.
 
     Parameters
