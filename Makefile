@@ -3,12 +3,13 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all lint bench
+.PHONY: help demo test test-all lint bench bench-peers
 
 help:
 	@echo "make demo      explain two real models on real photographs and say where the pictures are"
 	@echo "make test      the fast tests        make test-all  every test"
 	@echo "make lint      style and types       make bench     the benchmarks"
+	@echo "make bench-peers  the same with zennit and captum; options: make bench BENCH='--batch 16 --memory'"
 
 demo: $(VENV)/.demo
 	$(BIN)/lrp-onnx demo
@@ -25,7 +26,16 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m experiments.benchmarks
+	$(BIN)/python -m experiments.benchmarks $(BENCH)
+
+# In an environment of its own: zennit and captum, and this package beside them.
+bench-peers: .venv-peers/.ready
+	.venv-peers/bin/python -m experiments.benchmarks $(BENCH)
+
+.venv-peers/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --editable . torchvision zennit==0.5.1 captum==0.9.0
+	@touch $@
 
 # A stamp is written only after pip succeeded, so an interrupted set-up is taken up again by the next call.
 $(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(BIN)/pip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from lrp_onnx.errors import DataError, ModelError
 from lrp_onnx.graph import Graph, Node
 from lrp_onnx.ops import find, run
-from lrp_onnx.runtime import first_line, open_session
+from lrp_onnx.runtime import CHANNELS_LAST, first_line, open_session
 
 
 class Forward(Protocol):
@@ -35,11 +35,21 @@ def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Te
     return tensor
 
 
-def make_forward(graph: Graph, names: Iterable[str], dtype: torch.dtype, device: torch.device) -> Forward:
-    """ONNX Runtime for float32 on the CPU; torch otherwise, and for ops that a user gave a meaning in torch alone."""
+def make_forward(
+    graph: Graph,
+    names: Iterable[str],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    channels_last: Collection[str] = (),
+) -> Forward:
+    """ONNX Runtime for float32 on the CPU; torch otherwise, and for ops that a user gave a meaning in torch alone.
+
+    ONNX Runtime gives the tensors (N, C, H, W) named in `channels_last` in that memory format.
+    """
     if device.type == "cpu" and dtype == torch.float32:
         try:
-            return OnnxRuntimeForward(graph, names)
+            return OnnxRuntimeForward(graph, names, channels_last)
         except ModelError:
             if not any(node.domain and find(node) for node in graph.nodes):
                 raise
@@ -49,10 +59,18 @@ def make_forward(graph: Graph, names: Iterable[str], dtype: torch.dtype, device:
 class OnnxRuntimeForward:
     """ONNX Runtime on the CPU, with inner tensors exposed as further outputs."""
 
-    def __init__(self, graph: Graph, names: Iterable[str]) -> None:
+    def __init__(self, graph: Graph, names: Iterable[str], channels_last: Collection[str] = ()) -> None:
         self._direct = [name for name in names if name in graph.inputs]
-        self._names = [name for name in names if name not in graph.inputs]
-        self._session = open_session(graph.model, self._names, name=graph.name)
+        computed = [name for name in names if name not in graph.inputs]
+        plain = [name for name in computed if name not in channels_last]
+        self._names = [name if name in plain else name + CHANNELS_LAST for name in computed]
+        self._session = open_session(
+            graph.model,
+            plain,
+            channels_last=[name for name in computed if name in channels_last],
+            name=graph.name,
+            threads=torch.get_num_threads(),  # `torch.set_num_threads` holds for both halves of an explanation
+        )
         self._types = {n: onnx.helper.tensor_dtype_to_np_dtype(info.elem_type) for n, info in graph.inputs.items()}
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,10 +79,14 @@ class OnnxRuntimeForward:
             arrays = self._session.run(self._names, feeds)
         except Exception as error:
             raise DataError(f"ONNX Runtime stopped: {first_line(error)}") from error
-        result = {name: torch.from_numpy(array) for name, array in zip(self._names, arrays, strict=True)}
-        # the walk goes on in float32, whatever precision the model has
-        result = {name: values.float() if values.is_floating_point() else values for name, values in result.items()}
-        return result | {name: inputs[name] for name in self._direct}
+        result = {name: inputs[name] for name in self._direct}
+        for name, array in zip(self._names, arrays, strict=True):
+            values = torch.from_numpy(array)
+            if name.endswith(CHANNELS_LAST):
+                name, values = name.removesuffix(CHANNELS_LAST), values.permute(0, 3, 1, 2)
+            # the walk goes on in float32, whatever precision the model has
+            result[name] = values.float() if values.is_floating_point() else values
+        return result
 
 
 class TorchForward:

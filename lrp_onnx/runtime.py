@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,17 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
+CHANNELS_LAST = "/channels_last"  # ends the name of an output that a session gives as (N, H, W, C)
+
+
 def open_session(
-    model: onnx.ModelProto, outputs: Sequence[str] = (), *, name: str = "model", optimise: bool = True
+    model: onnx.ModelProto,
+    outputs: Sequence[str] = (),
+    *,
+    channels_last: Collection[str] = (),
+    name: str = "model",
+    optimise: bool = True,
+    threads: int = 0,
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU for `model`, which is not modified.
 
@@ -26,10 +35,15 @@ def open_session(
     model : onnx.ModelProto
     outputs : sequence of str
         Tensors to expose; those that are no outputs of the model become outputs of the session.
+    channels_last : collection of str
+        Tensors (N, C, H, W) to expose as (N, H, W, C) under their name with `CHANNELS_LAST` behind it. ONNX Runtime
+        keeps them in a layout of its own, so that either order costs one copy.
     name : str
         What error messages call the model.
     optimise : bool
         False switches ONNX Runtime's graph rewriting off.
+    threads : int
+        How many an op may use; 0 leaves it to ONNX Runtime (one a core).
 
     Raises
     ------
@@ -40,8 +54,15 @@ def open_session(
 
     present = {output.name for output in model.graph.output}
     extra = onnx.ModelProto()
-    extra.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(outputs) if n not in present)
+    for tensor in channels_last:
+        extra.graph.node.append(
+            onnx.helper.make_node("Transpose", [tensor], [tensor + CHANNELS_LAST], perm=[0, 2, 3, 1])
+        )
+    exposed = dict.fromkeys((*outputs, *(tensor + CHANNELS_LAST for tensor in channels_last)))
+    extra.graph.output.extend(onnx.ValueInfoProto(name=n) for n in exposed if n not in present)
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False  # one more block, for all tensors at once, beside the arena: twice the memory
     options.log_severity_level = 4  # errors are raised; its own log would repeat them
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to torch
     if not optimise:
@@ -59,14 +80,14 @@ def _open(
 
     providers = ["CPUExecutionProvider"]
     try:
-        # protobuf merges concatenated messages: this appends the outputs without another copy of the weights
+        # protobuf merges concatenated messages: this appends nodes and outputs without another copy of the weights
         return InferenceSession(model.SerializeToString() + extra.SerializeToString(), options, providers=providers)
     except (EncodeError, ValueError):  # more than protobuf can write (2 GB): weights go beside the graph
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
-            copy.graph.output.extend(extra.graph.output)
+            copy.MergeFrom(extra)
             onnx.save_model(copy, path, save_as_external_data=True, location="weights")
             return InferenceSession(str(path), options, providers=providers)
 

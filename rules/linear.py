@@ -3,11 +3,13 @@
 References: Bach et al. 2015 (epsilon, alpha-beta); Montavon et al. 2017 (z-plus, w-square, z-box), 2019 (gamma);
 Fahmy et al. 2021 (hudd). Notation: x input, w weight, b bias, z output with bias, R relevance of z, x⁺ = max(x, 0),
 x⁻ = min(x, 0), W^T the transpose with weight w, s(z) = z + eps·sign(z) with sign(0) = +1.
+
+A rule writes to tensors that it made (a denominator, say) and to no others: a new one costs as much as a pass over it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,9 +21,17 @@ from lrp_onnx.rules.registry import LinearBackward, linear_rule, no_bias
 EPS = 1e-6
 
 
-def stabilise(z: Tensor, eps: float | Tensor) -> Tensor:
-    """s(z) = z + eps·sign(z), with sign(0) = +1."""
-    return z + torch.where(z < 0, -eps, eps)
+def stabilise(z: Tensor, eps: float | Tensor, *, nonnegative: bool = False) -> Tensor:
+    """s(z) = z + eps·sign(z), with sign(0) = +1, as a new tensor; less work where z is known to be nonnegative."""
+    if nonnegative:
+        return z + eps
+    half = torch.ge(z, 0, out=torch.empty_like(z)).sub_(0.5)  # half a sign; torch.where takes eight times as long
+    return half.mul_(2 * eps).add_(z)
+
+
+def over(r: Tensor, s: Tensor) -> Tensor:
+    """R / s, written to s."""
+    return torch.div(r, s, out=s) if r.shape == s.shape else r / s
 
 
 def positive(t: Tensor | None) -> Tensor | None:
@@ -34,13 +44,23 @@ def negative(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.clamp(max=0)
 
 
-def _plus(z: Tensor, bias: Tensor | None) -> Tensor:
-    return z if bias is None else z + bias
+def _sum(*terms: Tensor | float | None) -> Tensor | float:
+    """The sum of what a denominator needs beside z: bias, stabiliser."""
+    return sum(term for term in terms if term is not None)
 
 
-def _one(op: Linear, x: Tensor) -> Tensor:
-    """Ones in place of x; a single sample where that is enough."""
-    return torch.ones_like(x[:1] if op.convolution else x)
+def _once(make: Callable[[tuple[int, ...]], Tensor], op: Linear) -> Callable[[Tensor], Tensor]:
+    """`make(shape of x)`, kept for the next x of that shape; of a single sample where that is enough."""
+    last: dict[tuple[int, ...], Tensor] = {}
+
+    def value(x: Tensor) -> Tensor:
+        key = (1, *x.shape[1:]) if op.convolution else tuple(x.shape)
+        if key not in last:
+            last.clear()
+            last[key] = make(key)
+        return last[key]
+
+    return value
 
 
 def _weight(op: Linear, rule: str) -> Tensor:
@@ -49,16 +69,16 @@ def _weight(op: Linear, rule: str) -> Tensor:
     return op.weight
 
 
-@linear_rule("epsilon")
+@linear_rule("epsilon", needs=("inputs", "rectified"))
 def epsilon(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
     """x ⊙ W^T(R / s(z)); with bias="ignore" z leaves b out, which conserves exactly."""
     ignore = no_bias(op, bias)
+    left_out = op.bias if ignore else None
 
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        if ignore and op.bias is not None:
-            z = z - op.bias
-        g = r / stabilise(z, eps)
-        return x * op.transpose(g, op.weight, x.shape), None if ignore else op.bias_share(g, op.bias)
+        s = stabilise(z, eps, nonnegative=op.rectified) if left_out is None else stabilise(z - left_out, eps)
+        g = over(r, s)
+        return op.share(x, g, op.weight), None if ignore else op.bias_share(g, op.bias)
 
     return backward
 
@@ -72,8 +92,8 @@ def montavon_std(op: Linear, *, eps: float = 1e-9, factor: float = 0.25, bias: s
         if ignore and op.bias is not None:
             z = z - op.bias
         scale = eps + factor * (z * z).mean(dim=list(range(1, z.ndim)), keepdim=True).sqrt()
-        g = r / stabilise(z, scale)
-        return x * op.transpose(g, op.weight, x.shape), None if ignore else op.bias_share(g, op.bias)
+        g = over(r, stabilise(z, scale))
+        return op.share(x, g, op.weight), None if ignore else op.bias_share(g, op.bias)
 
     return backward
 
@@ -90,13 +110,12 @@ class _Signed:
     def forward(self, x: Tensor) -> Tensor:
         if self.op.nonnegative:
             return self.op.forward(x, self.w)
-        return self.op.forward(x.clamp(min=0), self.w) + self.op.forward(x.clamp(max=0), self.v)
+        return self.op.forward(x.clamp(min=0), self.w).add_(self.op.forward(x.clamp(max=0), self.v))
 
     def relevance(self, x: Tensor, g: Tensor) -> Tensor:
         if self.op.nonnegative:
-            return x * self.op.transpose(g, self.w, x.shape)
-        up, down = self.op.transpose(g, self.w, x.shape), self.op.transpose(g, self.v, x.shape)
-        return x * torch.where(x > 0, up, down)
+            return self.op.share(x, g, self.w)
+        return self.op.share(x.clamp(min=0), g, self.w).add_(self.op.share(x.clamp(max=0), g, self.v))
 
 
 @linear_rule("z-plus", needs=("inputs",))
@@ -105,9 +124,10 @@ def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackw
     weight = _weight(op, "z-plus")
     part = _Signed(op, weight.clamp(min=0), weight.clamp(max=0))
     b = None if no_bias(op, bias) else positive(op.bias)
+    offset = _sum(b, eps)  # the denominator is never negative
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g = r / stabilise(_plus(part.forward(x), b), eps)
+        g = over(r, part.forward(x).add_(offset))
         return part.relevance(x, g), op.bias_share(g, b)
 
     return backward
@@ -125,21 +145,22 @@ def alpha_beta(
     ignore = no_bias(op, bias)
     activating, inhibiting = _Signed(op, up, down), _Signed(op, down, up)
     b_a, b_b = (None, None) if ignore else (positive(op.bias), negative(op.bias))
+    above, below = _sum(b_a, eps), _sum(b_b, -eps)  # z_a >= 0 >= z_b
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g_a = alpha * r / stabilise(_plus(activating.forward(x), b_a), eps)
-        relevance, absorbed = activating.relevance(x, g_a), op.bias_share(g_a, b_a)
+        g = over(r, activating.forward(x).add_(above)).mul_(alpha)
+        relevance, absorbed = activating.relevance(x, g), op.bias_share(g, b_a)
         if beta:
-            g_b = beta * r / stabilise(_plus(inhibiting.forward(x), b_b), eps)
-            relevance = relevance - inhibiting.relevance(x, g_b)
-            share = op.bias_share(g_b, b_b)
+            g = over(r, inhibiting.forward(x).add_(below)).mul_(beta)
+            relevance.sub_(inhibiting.relevance(x, g))
+            share = op.bias_share(g, b_b)
             absorbed = absorbed if absorbed is None or share is None else absorbed - share
         return relevance, absorbed
 
     return backward
 
 
-@linear_rule("gamma")
+@linear_rule("gamma", needs=("inputs", "rectified"))
 def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
     """Generalised gamma rule.
 
@@ -151,28 +172,34 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
     weight = _weight(op, "gamma")
     more, less = weight + gamma * weight.clamp(min=0), weight + gamma * weight.clamp(max=0)
     left_out = op.bias if no_bias(op, bias) else None
-    above = _Signed(op, more, less)
-    # with the bias that a ReLU saw, no relevance arrives where z <= 0
-    below = None if op.positive_support and left_out is None else _Signed(op, less, more)
+    above, below = _Signed(op, more, less), _Signed(op, less, more)
     b_above = b_below = None
     if left_out is None and op.bias is not None:
         b_above, b_below = op.bias + gamma * op.bias.clamp(min=0), op.bias + gamma * op.bias.clamp(max=0)
 
+    if op.positive_support and left_out is None:  # R = 0 where z <= 0, and where z > 0 the denominator is positive
+        offset = _sum(b_above, eps)
+
+        def behind_relu(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+            g = over(r, above.forward(x).add_(offset).clamp_(min=eps))
+            return above.relevance(x, g), op.bias_share(g, b_above)
+
+        return behind_relu
+    offset_above, offset_below = _sum(b_above, eps), _sum(b_below, -eps)
+
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         z = z if left_out is None else z - left_out  # its sign without γ decides, and must be that of the denominator
-        g = torch.where(z > 0, r, 0.0) / stabilise(_plus(above.forward(x), b_above), eps)
+        g = over(torch.gt(z, 0, out=torch.empty_like(z)).mul_(r), above.forward(x).add_(offset_above).clamp_(min=eps))
         relevance, absorbed = above.relevance(x, g), op.bias_share(g, b_above)
-        if below is not None:
-            g = torch.where(z < 0, r, 0.0) / stabilise(_plus(below.forward(x), b_below), eps)
-            relevance = relevance + below.relevance(x, g)
-            share = op.bias_share(g, b_below)
-            absorbed = absorbed if absorbed is None or share is None else absorbed + share
-        return relevance, absorbed
+        g = over(torch.lt(z, 0, out=torch.empty_like(z)).mul_(r), below.forward(x).add_(offset_below).clamp_(max=-eps))
+        relevance.add_(below.relevance(x, g))
+        share = op.bias_share(g, b_below)
+        return relevance, absorbed if absorbed is None or share is None else absorbed + share
 
     return backward
 
 
-@linear_rule("z-box", zeros="lost")
+@linear_rule("z-box", needs=("inputs", "rectified"), zeros="lost")
 def z_box(
     op: Linear,
     *,
@@ -182,6 +209,7 @@ def z_box(
 ) -> LinearBackward:
     """z' = f(x) − f⁺(l) − f⁻(h); x ⊙ W^T g − l ⊙ W⁺^T g − h ⊙ W⁻^T g with g = R / s(z').
 
+    As W = W⁺ + W⁻, that is (x − l) ⊙ W⁺^T g + (x − h) ⊙ W⁻^T g, which takes one transpose less.
     l and h, the lowest and highest possible input, come from the engine (`Linear.bounds`), which carries `low` and
     `high` (or the model's preprocessing) from the model's input to x. The bias cancels out of z'.
     """
@@ -193,20 +221,16 @@ def z_box(
         )
     low_x, high_x = op.bounds
     up, down = weight.clamp(min=0), weight.clamp(max=0)
-    cache: dict[tuple[int, ...], Tensor] = {}  # the constant part of z', by input shape
 
-    def constant(x: Tensor) -> Tensor:
-        key = (1, *x.shape[1:]) if op.convolution else tuple(x.shape)
-        if key not in cache:
-            l, h = (bound.expand(key) for bound in (low_x, high_x))  # noqa: E741 - the formula's name
-            cache[key] = op.forward(l, up) + op.forward(h, down)
-        return cache[key]
+    def constant(shape: tuple[int, ...]) -> Tensor:
+        z = op.forward(low_x.expand(shape), up).add_(op.forward(high_x.expand(shape), down))
+        return z if op.bias is None else z.add_(op.bias)
+
+    offset = _once(constant, op)
 
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g = r / stabilise((z if op.bias is None else z - op.bias) - constant(x), eps)
-        relevance = x * op.transpose(g, weight, x.shape)
-        relevance = relevance - low_x * op.transpose(g, up, x.shape)
-        return relevance - high_x * op.transpose(g, down, x.shape), None
+        g = over(r, stabilise(z - offset(x), eps))
+        return op.share(x - low_x, g, up).add_(op.share(x - high_x, g, down)), None
 
     return backward
 
@@ -216,9 +240,11 @@ def w_square(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBac
     """w² in place of x·w, b² in the denominator."""
     weight = _weight(op, "w-square") ** 2
     b = None if no_bias(op, bias) or op.bias is None else op.bias**2
+    offset = _sum(b, eps)
+    denominator = _once(lambda shape: op.forward(weight.new_ones(shape), weight).add_(offset), op)
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g = r / stabilise(_plus(op.forward(_one(op, x), weight), b), eps)
+        g = r / denominator(x)
         return op.transpose(g, weight, x.shape), op.bias_share(g, b)
 
     return backward
@@ -228,28 +254,29 @@ def w_square(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBac
 def flat(op: Linear, *, eps: float = EPS) -> LinearBackward:
     """Ones in place of w and x, no bias: relevance spreads evenly over each window (its taps inside the input)."""
     ones = torch.ones_like(_weight(op, "flat"))
+    denominator = _once(lambda shape: op.forward(ones.new_ones(shape), ones).add_(eps), op)
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g = r / stabilise(op.forward(_one(op, x), ones), eps)
+        g = r / denominator(x)
         return op.transpose(g, ones, x.shape), None
 
     return backward
 
 
-@linear_rule("hudd")
+@linear_rule("hudd", needs=("inputs", "rectified"))
 def hudd(op: Linear, *, eps: float = 1e-9) -> LinearBackward:
     """The HUDD toolset's rules: dense: z-plus on the weights, x as it is; convolutions: x ⊙ W^T(R / (z + eps))."""
     weight = _weight(op, "hudd")
     if op.convolution:
 
         def convolution(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-            g = r / (z + eps)
-            return x * op.transpose(g, weight, x.shape), op.bias_share(g, op.bias)
+            g = over(r, z + eps)
+            return op.share(x, g, weight), op.bias_share(g, op.bias)
 
         return convolution
     up = weight.clamp(min=0)
 
     def dense(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        return x * op.transpose(r / (op.forward(x, up) + eps), up, x.shape), None
+        return op.share(x, over(r, op.forward(x, up).add_(eps)), up), None
 
     return dense

@@ -54,9 +54,11 @@ class Rule:
     ----------
     build : callable
         (site, **parameters) -> Backward; modified weights are computed here, once.
-    needs : frozenset of {"inputs", "outputs", "extras"}
+    needs : frozenset of {"inputs", "outputs", "rectified", "extras"}
         The activations that the rule reads: the active inputs, the outputs, or only the other inputs that are not
-        constants (indices, say). Shapes are always there.
+        constants (indices, say). Shapes are always there. "rectified" in place of "outputs": the rule may be given
+        max(z, 0) for an output z where the relevance of z is zero wherever z <= 0, behind a ReLU. It is enough where
+        the relevance is only divided by something of z, and cheaper: the next node needs max(z, 0) anyway.
     zeros : "kept", "moved" or "lost"
         Whether the relevance of an input element is zero where the element itself is zero: always; if the same holds
         for the output; or not. Behind a ReLU this tells the rule below that relevance arrives only where z > 0.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrp_onnx.errors import RuleError
 from lrp_onnx.ops import Site, pullback, run, unbroadcast
-from lrp_onnx.rules.linear import EPS, epsilon, stabilise
+from lrp_onnx.rules.linear import EPS, epsilon, over, stabilise
 from lrp_onnx.rules.registry import Backward, Call, Shares, on_linear, rule
 
 
@@ -47,7 +47,7 @@ def pass_on(site: Site) -> Backward:
     return lambda call: Shares([_summed_back(site, _arrived(call), call.shapes[position])])
 
 
-@rule("norm", zeros="kept", families=("mean", "sum"))
+@rule("norm", needs=("inputs", "rectified"), zeros="kept", families=("mean", "sum"))
 def norm(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
     """epsilon on an op without weights: each input takes its signed part x_i / s(z) of the relevance.
 
@@ -61,10 +61,11 @@ def norm(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
     def backward(call: Call) -> Shares:
         z, inputs = call.outputs[0], call.inputs
         assert z is not None
+        nonnegative = site.rectified and not ignore
         if ignore:
             only = [torch.zeros_like(site.constants[p]) if p in site.constants else x for p, x in enumerate(inputs)]
             (z,) = run(site.node, site.op, only)
-        g = _arrived(call) / stabilise(z, eps)
+        g = over(_arrived(call), stabilise(z, eps, nonnegative=nonnegative))
         flows = site.adjoint(call, [g])
         shares = [_tensor(inputs[p]) * flow for p, flow in zip(site.active, flows, strict=True)]
         if ignore or not has_constant:
@@ -120,7 +121,7 @@ def bilinear(site: Site, *, eps: float = EPS) -> Backward:
     """MatMul or Einsum of several activations: an equal share of R to each, through epsilon (AttnLRP)."""
 
     def backward(call: Call) -> Shares:
-        g = _arrived(call) / (len(site.active) * stabilise(_tensor(call.outputs[0]), eps))
+        g = over(_arrived(call), stabilise(_tensor(call.outputs[0]), eps).mul_(len(site.active)))
         flows = site.vjp(call.inputs, [g])
         return Shares([_tensor(call.inputs[p]) * flow for p, flow in zip(site.active, flows, strict=True)])
 
@@ -154,7 +155,7 @@ def held_scale(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backwar
         x, z = _tensor(call.inputs[0]), _tensor(call.outputs[0])
         if bias == "ignore":
             z = torch.func.jvp(frozen, (x,), (x,))[1]
-        g = _arrived(call) / stabilise(z, eps)
+        g = over(_arrived(call), stabilise(z, eps))
         share = x * pullback(frozen, x)(g)[0]
         absorbed = None if bias == "ignore" else (g * z).sum() - share.sum()
         return Shares([share], absorbed)

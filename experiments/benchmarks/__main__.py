@@ -1,74 +1,121 @@
-"""Time of one explanation as a ratio to torch's forward pass plus input gradient of the same network.
+"""Time and memory of one explanation as ratios to torch's forward pass plus input gradient of the same network.
 
-Command: `make bench`, or `python -m experiments.benchmarks --networks alexnet resnet50 --batch 1 --rounds 9`.
-Data: random input and random weights, torch seed 0. Contenders take turns within a round; medians over the rounds.
+Command: `make bench`, or `python -m experiments.benchmarks --networks alexnet resnet50 --batch 1 16 --rounds 9`.
+Data: random input and random weights, torch seed 0. Contenders take turns within a round; the ratio is the median over
+the rounds of the ratio within a round, so that a busy machine slows all alike. The tables go to docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import platform
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import onnxruntime
 import torch
-import torchvision
 
-from lrp_onnx import rules
-from lrp_onnx.converters import convert
-from lrp_onnx.engine import Explainer
-from lrp_onnx.graph import load
+from experiments.benchmarks.contenders import NETWORKS, REFERENCE, Run, contender, export, names, quiet
+from experiments.benchmarks.memory import growth
 
-COMPOSITES = ("epsilon", "epsilon-plus", "epsilon-gamma-box", "epsilon-alpha2-beta1")
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
-def contenders(network: str, batch: int) -> dict[str, Callable[[], object]]:
-    """Name -> function to time; "torch gradient" is the reference."""
-    torch.manual_seed(0)
-    module = getattr(torchvision.models, network)(weights=None).eval()
-    x = torch.randn(batch, 3, 224, 224)
-    graph = load(convert(module, example=x).model)
-
-    def gradient() -> torch.Tensor:
-        leaf = x.clone().requires_grad_()
-        logits = module(leaf)
-        return torch.autograd.grad(logits.max(1).values.sum(), leaf)[0]
-
-    result: dict[str, Callable[[], object]] = {"torch gradient": gradient}
-    for name in COMPOSITES:
-        bounds = {"low": -3.0, "high": 3.0} if name.endswith("box") else {}
-        explainer = Explainer(graph, rules.composite(name, **bounds))
-        result[name] = lambda explainer=explainer: explainer.explain(x)
-    return result
-
-
-def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds by name."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()  # warm up
+def measure(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
+    """Seconds by contender, one a round."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, function in functions.items():
+        for name, run in runs.items():
             start = time.perf_counter()
-            function()
+            run()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def compete(network: str, path: Path, batch: int, rounds: int, wanted: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Median seconds and median ratio to the reference, for each contender that can run the network."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, 3, 224, 224)
+    runs: dict[str, Run] = {}
+    for name in wanted:
+        try:
+            run = contender(name, network, path, x)
+            run()  # warm up
+        except Exception as error:  # each library has its own ways to refuse a network
+            print(f"{network}: {name} cannot run it: {str(error).splitlines()[:1]}", file=sys.stderr)
+        else:
+            runs[name] = run
+    times = measure(runs, rounds)
+    paired = {n: [t / r for t, r in zip(seconds, times[REFERENCE], strict=True)] for n, seconds in times.items()}
+    return {name: (statistics.median(times[name]), statistics.median(paired[name])) for name in runs}
+
+
+def machine(threads: int) -> str:
+    """One line on what the figures were measured on."""
+    facts = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in facts.read_text().splitlines() if "model name" in line]
+    processor = f"{len(models)} x {models[0]}" if models else platform.processor()
+    return (
+        f"{processor}, {threads} thread{'s' * (threads > 1)}; {platform.system()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}"
+    )
+
+
+def row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", nargs="+", default=["alexnet", "vgg16", "resnet50"])
-    parser.add_argument("--batch", type=int, default=1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--contenders", nargs="+", default=names(), choices=names(), metavar="NAME")
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory, each in its own process")
+    parser.add_argument("--output", type=Path, default=PAGE)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}\n")
-    print(f"| network | torch gradient, ms | {' | '.join(COMPOSITES)} |")
-    print("| --- " * (len(COMPOSITES) + 2) + "|")
-    for network in options.networks:
-        times = measure(contenders(network, options.batch), options.rounds)
-        reference = times["torch gradient"]
-        ratios = " | ".join(f"{times[name] / reference:.2f}" for name in COMPOSITES)
-        print(f"| {network} | {1000 * reference:.0f} | {ratios} |")
+    torch.set_num_threads(options.threads)
+    wanted = list(dict.fromkeys([REFERENCE, *options.contenders]))
+
+    lines = [
+        "# Performance",
+        "",
+        "One explanation (forward pass, walk, relevance of the input) as a ratio to torch's own forward pass plus",
+        "input gradient of the same network; less is faster. Networks at 224x224 with random weights. Contenders take",
+        f"turns within a round; medians over {options.rounds} rounds of the ratio within a round. Empty: the library",
+        "cannot run it. Written by `make bench` (`make bench-peers` adds zennit and captum).",
+        "",
+        machine(options.threads) + ".",
+    ]
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        for batch in options.batch:
+            table, peaks = [], []
+            for network in options.networks:
+                path = Path(folder) / f"{network}.onnx"
+                if not path.exists():
+                    export(network, path)
+                found = compete(network, path, batch, options.rounds, wanted)
+                ratios = [f"{found[n][1]:.2f}" if n in found else "" for n in wanted[1:]]
+                table.append(row([network, f"{1000 * found[REFERENCE][0]:.0f} ms", *ratios]))
+                print(table[-1], file=sys.stderr, flush=True)
+                gc.collect()
+                if options.memory:
+                    rises = {n: growth(n, network, path, batch, options.threads) for n in found}
+                    base = rises[REFERENCE]
+                    shares = [f"{rise / base:.2f}" if base and (rise := rises.get(n)) else "" for n in wanted[1:]]
+                    peaks.append(row([network, f"{base or 0:.0f} MiB", *shares]))
+                    print(peaks[-1], file=sys.stderr, flush=True)
+            head = [row(["network", *wanted]), row(["---"] * (len(wanted) + 1))]
+            lines += ["", f"## Batch {batch}: time", "", *head, *table]
+            if peaks:
+                lines += ["", f"## Batch {batch}: rise of memory above the loaded model", "", *head, *peaks]
+    options.output.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What can be known of a graph before any image is read: the relevance path, and where tensors cannot be negative."""
+"""What can be known of a graph before any image is read: the relevance path, signs of tensors, their layout."""
 
 from __future__ import annotations
 
@@ -99,6 +99,20 @@ def zero_at_zero(graph: Graph, node: Node) -> bool:
 def rectifies(graph: Graph, node: Node) -> bool:
     """Whether the node's output is zero wherever its input is not positive: ReLU, ReLU6."""
     return node.op_type == "Relu" or (node.op_type == "Clip" and clip_bound(graph, node, 1) == 0)
+
+
+_KEEPS_LAYOUT = {"activation", "identity", "max", "mean", "sum", "product"}
+
+
+def pictures(graph: Graph) -> frozenset[str]:
+    """Tensors (N, C, H, W) that come out of convolutions, directly or through ops that keep that form."""
+    result: set[str] = set()
+    for node in graph.nodes:
+        op = find(node)
+        keeps = node.op_type == "Concat" or (op is not None and op.family in _KEEPS_LAYOUT)
+        if node.op_type in ("Conv", "ConvTranspose") or (keeps and result.intersection(node.inputs)):
+            result.update(name for name in node.outputs if len(graph.shapes.get(name) or ()) == 4)
+    return frozenset(result)
 
 
 def bind_dimensions(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:

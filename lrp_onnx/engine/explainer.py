@@ -160,7 +160,9 @@ class Explainer:
     def _forward(self, recorded: frozenset[str]) -> Forward:
         names = self.plan.reads | recorded if self.composite.times_input else self.plan.reads
         if names not in self._forwards:
-            self._forwards[names] = make_forward(self.graph, sorted(names), self.dtype, self.device)
+            self._forwards[names] = make_forward(
+                self.graph, sorted(names), self.dtype, self.device, channels_last=self.plan.pictures
+            )
         return self._forwards[names]
 
     def _inputs(self, x: Any) -> dict[str, Tensor]:
@@ -203,7 +205,7 @@ class Explainer:
     ) -> tuple[dict[str, Tensor], list[NodeBalance]]:
         dimensions = bind_dimensions(self.graph, {n: tuple(t.shape) for n, t in inputs.items()})
         keep = recorded if self.composite.times_input else frozenset[str]()
-        pending = {self.output: initial}
+        pending, sums = {self.output: initial}, {self.output: initial.sum()}
         result: dict[str, Tensor] = {}
         ledger: list[NodeBalance] = []
 
@@ -222,14 +224,24 @@ class Explainer:
                     relevance=arrived,
                 )
                 shares = _checked(step, call, step.backward(call))
+                came = _total([sums.pop(n) for n in here])
+                handed = []
                 for name, share in zip(step.active, shares.inputs, strict=True):
+                    # each sum is a pass over memory: what is handed on as it came has the sum that it had
+                    handed.append(came if len(here) == 1 and share is arrived[0] else share.sum())
                     pending[name] = pending[name] + share if name in pending else share
-                ledger.append(_balance(step, arrived, shares))
+                    sums[name] = sums[name] + handed[-1] if name in sums else handed[-1]
+                bias = torch.zeros_like(came) if shares.bias is None else shares.bias
+                ledger.append(NodeBalance(step.node.name, step.node.op_type, step.rule, came, _total(handed), bias))
             for name in step.reads:
                 if self._last_reader[name] == i and name not in keep:
                     activations.pop(name, None)
         result.update((n, r) for n, r in pending.items() if n in recorded)
-        return {n: result[n] for n in self.plan.tensors if n in result}, ledger
+        return {n: result[n].contiguous() for n in self.plan.tensors if n in result}, ledger
+
+
+def _total(sums: Sequence[Tensor]) -> Tensor:
+    return sums[0] if len(sums) == 1 else torch.stack(list(sums)).sum()
 
 
 def _checked(step: Step, call: rules.Call, shares: rules.Shares) -> rules.Shares:
@@ -242,10 +254,3 @@ def _checked(step: Step, call: rules.Call, shares: rules.Shares) -> rules.Shares
                 f"'{step.node.inputs[position]}' has {tuple(wanted)}; choose another rule for this op"
             )
     return shares
-
-
-def _balance(step: Step, arrived: Sequence[Tensor | None], shares: rules.Shares) -> NodeBalance:
-    came = torch.stack([r.sum() for r in arrived if r is not None]).sum()
-    handed = torch.stack([share.sum() for share in shares.inputs]).sum()
-    bias = torch.zeros_like(came) if shares.bias is None else shares.bias
-    return NodeBalance(step.node.name, step.node.op_type, step.rule, came, handed, bias)

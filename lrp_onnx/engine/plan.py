@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lrp_onnx import rules
-from lrp_onnx.engine.analysis import nonnegative_tensors, rectifies, relevance_path, zero_at_zero
+from lrp_onnx.engine.analysis import clip_bound, nonnegative_tensors, pictures, rectifies, relevance_path, zero_at_zero
 from lrp_onnx.errors import ModelError, RuleError, UnsupportedOpError
 from lrp_onnx.forward import TorchForward, to_tensor
 from lrp_onnx.graph import Graph, Node
@@ -32,7 +32,8 @@ class Step:
     backward : callable
         What the rule made of the site.
     outputs : tuple of str
-        The tensors whose values the rule sees as the node's outputs (behind a MatMul with a bias: the sum).
+        The tensors whose values the rule sees as the node's outputs (behind a MatMul with a bias: the sum; before a
+        ReLU: what it gives, if the rule said that this is enough).
     reads : frozenset of str
         Activations that must be there.
     """
@@ -77,6 +78,11 @@ class Plan:
     def reads(self) -> frozenset[str]:
         """Activations that the walk reads."""
         return frozenset().union(*(step.reads for step in self.steps), {self.output})
+
+    @cached_property
+    def pictures(self) -> frozenset[str]:
+        """Activations (N, C, H, W) that the walk is faster with in the channels_last memory format."""
+        return pictures(self.graph) & self.reads - {self.output}
 
 
 def known_shape(graph: Graph, name: str, dimensions: Mapping[str, int]) -> tuple[int, ...] | None:
@@ -148,6 +154,9 @@ class _Builder:
         for i, site in enumerate(self.sites):
             name, parameters = self.chosen[i]
             outputs = site.node.outputs
+            relu = support.get(i)
+            if relu and "rectified" in rules.find(name).needs and clip_bound(self.graph, relu, 2) == np.inf:
+                outputs, site = relu.outputs, replace(site, rectified=True)
             if site.linear is not None:
                 bias, outputs = biases.get(i, (site.linear.bias, outputs))
                 linear = replace(
@@ -155,6 +164,7 @@ class _Builder:
                     bias=bias,
                     nonnegative=site.node.inputs[site.active[0]] in self.nonnegative,
                     positive_support=i in support,
+                    rectified=site.rectified,
                     bounds=self._bounds(site, parameters) if name == "z-box" else None,
                 )
                 site = replace(site, linear=linear)
@@ -168,6 +178,8 @@ class _Builder:
             for p, name in enumerate(node.inputs)
             if name in self.graph.initializers
         }
+        if node.op_type in ("Conv", "ConvTranspose") and 1 in constants and self.dtype == torch.float32:
+            constants[1] = _channels_last(constants[1])
         linear = op.linear(node, constants, active) if op and op.linear else None
         gates = frozenset(p for p in active if self._is_gate(node.inputs[p]))
         return Site(node, op, active, constants, linear, gates)
@@ -217,10 +229,10 @@ class _Builder:
                 self.chosen[users[0]] = ("pass", {})
         return result
 
-    def _positive_support(self, output: str) -> set[int]:
-        """Steps whose output relevance is zero wherever the output is not positive: they feed a ReLU alone."""
+    def _positive_support(self, output: str) -> dict[int, Node]:
+        """Steps whose output relevance is zero wherever the output is not positive, and the ReLU that they feed."""
         vanishes: set[str] = set()  # tensors whose relevance is zero where the tensor is zero
-        support = set()
+        support = {}
         for i, site in reversed(list(enumerate(self.sites))):
             (result, *_), node = site.node.outputs, site.node
             users = self.users.get(result, [])
@@ -230,7 +242,7 @@ class _Builder:
                 user = self.sites[users[0]].node
                 passes = self.chosen[users[0]][0] == "pass"
                 if passes and rectifies(self.graph, user) and user.outputs[0] in vanishes and node.op_type != "Split":
-                    support.add(i)
+                    support[i] = user
         return support
 
     def _zero_stays(self, user: int, vanishes: set[str]) -> bool:
@@ -275,7 +287,7 @@ class _Builder:
         if "inputs" in rule.needs:
             reads.update(node.inputs[p] for p in site.active)
             reads.update(others)
-        if "outputs" in rule.needs:
+        if rule.needs & {"outputs", "rectified"}:
             reads.update(o for o in outputs[:1] if o)
         if "extras" in rule.needs and not (site.op and site.op.adjoint):
             reads.update(others)
@@ -284,6 +296,12 @@ class _Builder:
             if wanted and (position in site.active or rule.name == "route"):
                 reads.add(tensor)
         return Step(site, name, parameters, backward, outputs, frozenset(reads))
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """The layout that the kernels for 2-D convolutions on the CPU are fastest with."""
+    fits = weight.ndim == 4 and weight.device.type == "cpu"
+    return weight.contiguous(memory_format=torch.channels_last) if fits else weight
 
 
 def input_bounds(graph: Graph) -> tuple[list[float], list[float]] | None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import grad
 
 from lrp_onnx.errors import UnsupportedOpError
 from lrp_onnx.graph import Node
@@ -16,7 +15,6 @@ from lrp_onnx.ops.registry import Linear, op, pullback, resolve_pads, torch_pads
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_CONV_INPUT = {1: grad.conv1d_input, 2: grad.conv2d_input, 3: grad.conv3d_input}
 
 
 def _spatial(weight: Tensor, strides: Any, dilations: Any) -> tuple[int, list[int], list[int]]:
@@ -83,11 +81,59 @@ def conv_adjoint(
     """Adjoint of `conv` in its input: s (N, C_out, …) -> (N, C_in, …) of the given shape."""
     n, strides, dilations = _spatial(w, strides, dilations)
     before, after = resolve_pads(shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+    if n == 2 and max(strides) > 1 and max(dilations) == group == 1 and w.shape[1] <= _FEW:
+        return _adjoint_by_phases(s, w, shape[2:], strides, before)
     if before == after:
-        return _CONV_INPUT[n](tuple(shape), w, s, strides, before, dilations, group)
+        return _conv_input(s, w, shape, strides, before, dilations, group)
     padded = [*shape[:2], *(i + a + b for i, a, b in zip(shape[2:], before, after, strict=True))]
-    full = _CONV_INPUT[n](tuple(padded), w, s, strides, [0] * n, dilations, group)
+    full = _conv_input(s, w, padded, strides, [0] * n, dilations, group)
     return F.pad(full, torch_pads([-p for p in before], [-p for p in after]))
+
+
+def _conv_input(
+    s: Tensor,
+    w: Tensor,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    group: int,
+) -> Tensor:
+    # of x only the size and the memory format are read; the latter decides which kernel runs (`grad.conv2d_input`
+    # leaves it open, and takes the slow one where w is 1x1)
+    last = s.ndim == 4 and s.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty(tuple(shape), dtype=s.dtype, device=s.device, memory_format=layout)
+    zero, wanted = [0] * len(strides), [True, False, False]
+    back = torch.ops.aten.convolution_backward(s, x, w, None, strides, pads, dilations, False, zero, group, wanted)
+    return back[0]
+
+
+_FEW = 4  # input channels up to which the kernels for the adjoint of a strided convolution are slow
+
+
+def _adjoint_by_phases(
+    s: Tensor, w: Tensor, sizes: Sequence[int], strides: Sequence[int], before: Sequence[int]
+) -> Tensor:
+    """Adjoint of a strided convolution as stride-1 convolutions, one for each phase of the input within a stride.
+
+    Input element i = stride·q + phase meets output o through tap i + before − stride·o, that is stride·d + phase with
+    d = q − o + m, once `before` is rounded up to stride·m by zeros in front of the kernel.
+    """
+    (c_out, c_in, *kernel), (down, across) = w.shape, strides
+    m = [-(-b // t) for b, t in zip(before, strides, strict=True)]
+    front = [k * t - b for k, b, t in zip(m, before, strides, strict=True)]
+    taps = [-(-(k + f) // t) for k, f, t in zip(kernel, front, strides, strict=True)]
+    back = [n * t - k - f for n, t, k, f in zip(taps, strides, kernel, front, strict=True)]
+    phases = F.pad(w, torch_pads(front, back)).reshape(c_out, c_in, taps[0], down, taps[1], across)
+    phases = phases.flip(2, 4).permute(1, 3, 5, 0, 2, 4)  # (C_in, phase, phase, C_out, taps, taps)
+    phases = phases.reshape(-1, c_out, *taps).contiguous(memory_format=torch.channels_last)
+    counts = [-(-i // t) for i, t in zip(sizes, strides, strict=True)]
+    left = [n - 1 - k for n, k in zip(taps, m, strict=True)]
+    right = [q + k - o for q, k, o in zip(counts, m, s.shape[2:], strict=True)]
+    z = F.conv2d(F.pad(s, torch_pads(left, right)), phases)
+    z = z.unflatten(1, (c_in, down, across)).permute(0, 1, 4, 2, 5, 3)  # (N, C_in, rows, phase, columns, phase)
+    return z.reshape(len(s), c_in, counts[0] * down, counts[1] * across)[..., : sizes[0], : sizes[1]]
 
 
 # ---- ConvTranspose

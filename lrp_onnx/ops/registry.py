@@ -77,9 +77,9 @@ class Linear:
     Attributes
     ----------
     forward : callable
-        (x, weight) -> z without the bias.
+        (x, weight) -> z without the bias; with weights a new tensor, which the caller may write to.
     transpose : callable
-        (s, weight, shape of x) -> tensor like x: the adjoint of `forward` with that weight.
+        (s, weight, shape of x) -> tensor like x: the adjoint of `forward` with that weight; likewise.
     weight : Tensor or None
         None for an op without weights (a mean).
     bias : Tensor or None
@@ -88,6 +88,8 @@ class Linear:
         x >= 0 is known, so every term with x⁻ vanishes.
     positive_support : bool
         The relevance that arrives is zero wherever z <= 0 (z goes into a ReLU and nowhere else).
+    rectified : bool
+        The rule is given max(z, 0) in place of z, as it said that it may be (`Rule.needs`).
     convolution : bool
         A convolution, transposed or not: x[i] gives z[i] and nothing else.
     bounds : tuple of two Tensors or None
@@ -100,8 +102,14 @@ class Linear:
     bias: Tensor | None = None
     nonnegative: bool = False
     positive_support: bool = False
+    rectified: bool = False
     convolution: bool = False
     bounds: tuple[Tensor, Tensor] | None = None
+
+    def share(self, x: Tensor, g: Tensor, weight: Any) -> Tensor:
+        """Relevance that the input takes: x ⊙ W^T g."""
+        flow = self.transpose(g, weight, x.shape)
+        return x * flow if self.weight is None else flow.mul_(x)
 
     def bias_share(self, g: Tensor, bias: Tensor | None) -> Tensor | None:
         """Relevance that the bias takes: the sum of g ⊙ bias."""
@@ -159,6 +167,8 @@ class Site:
         The linear view, if the op has one here.
     gates : frozenset of int
         Input positions that are the output of a Sigmoid or Softmax.
+    rectified : bool
+        As in `Linear`, for every op.
     """
 
     node: Node
@@ -167,6 +177,7 @@ class Site:
     constants: Mapping[int, Tensor] = field(default_factory=dict)
     linear: Linear | None = None
     gates: frozenset[int] = frozenset()
+    rectified: bool = False
 
     def forward(self, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Run the op; `inputs` by position, None where the site's constants stand in."""

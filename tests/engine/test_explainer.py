@@ -312,7 +312,9 @@ def test_activations_are_freed_as_the_walk_passes_them(monkeypatch: pytest.Monke
 def test_only_what_the_rules_read_is_kept() -> None:
     reads = explainer("epsilon-plus").plan.reads
     assert reads == {"x", "r1", "p", "r2", "g", "f", "y"}, "z-plus and pass read no convolution's output"
-    assert {"c1", "c2"} <= explainer("epsilon").plan.reads
+    assert not {"c1", "c2"} & explainer("epsilon").plan.reads, "behind a ReLU, epsilon is content with what that gives"
+    by = composite("epsilon").override({"Conv": "montavon-std"})
+    assert {"c1", "c2"} <= Explainer(classifier(), by).plan.reads, "the mean of z² needs what is below zero too"
 
 
 def test_the_ledger_names_every_node_from_the_output_back() -> None:

@@ -1,0 +1,138 @@
+"""What takes part in the benchmark: our composites, torch and ONNX Runtime alone, zennit and captum where installed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+import torchvision
+from torch import Tensor, nn
+
+NETWORKS = ("alexnet", "vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "vit_b_16")
+COMPOSITES = ("epsilon", "epsilon-plus", "epsilon-plus-flat", "epsilon-gamma-box", "epsilon-alpha2-beta1")
+REFERENCE = "torch gradient"
+LOW, HIGH = -3.0, 3.0
+
+Run = Callable[[], object]
+
+
+def network(name: str) -> nn.Module:
+    """The torchvision architecture with random weights (time does not depend on them), seed 0, in eval mode."""
+    torch.manual_seed(0)
+    return getattr(torchvision.models, name)(weights=None).eval()  # type: ignore[no-any-return]
+
+
+def export(name: str, path: Path) -> None:
+    """Write the network as ONNX."""
+    from lrp_onnx.converters import convert
+
+    onnx.save(convert(network(name), example=torch.randn(1, 3, 224, 224)).model, path)
+
+
+def names() -> list[str]:
+    """All contenders of this environment; the reference first."""
+    peers = [f"zennit {composite}" for composite in COMPOSITES] if find_spec("zennit") else []
+    peers += ["captum epsilon"] if find_spec("captum") else []
+    return [REFERENCE, "torch forward", "ONNX Runtime forward", *COMPOSITES, *peers]
+
+
+def contender(name: str, network_name: str, path: Path, x: Tensor) -> Run:
+    """The function to time; raises whatever the library raises for a network that it cannot do."""
+    if name in COMPOSITES or name == "ONNX Runtime forward":
+        return _ours(name, path, x)
+    module = network(network_name)
+    if name.startswith("zennit "):
+        return _zennit(name.removeprefix("zennit "), module, x)
+    if name == "captum epsilon":
+        return _captum(module, x)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return module(x)  # type: ignore[no-any-return]
+
+    def gradient() -> Tensor:
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(module(leaf).max(1).values.sum(), leaf)[0]
+
+    return {"torch forward": forward, REFERENCE: gradient}[name]
+
+
+def _ours(name: str, path: Path, x: Tensor) -> Run:
+    from lrp_onnx import rules
+    from lrp_onnx.engine import Explainer
+    from lrp_onnx.graph import load
+    from lrp_onnx.runtime import open_session
+
+    graph = load(path)
+    if name == "ONNX Runtime forward":
+        session = open_session(graph.model, threads=torch.get_num_threads())
+        feed = {session.get_inputs()[0].name: x.numpy()}
+        return lambda: session.run(None, feed)
+    bounds = {"low": LOW, "high": HIGH} if name.endswith("box") else {}
+    explainer = Explainer(graph, rules.composite(name, **bounds))
+    return lambda: explainer.explain(x)
+
+
+def _zennit(name: str, module: nn.Module, x: Tensor) -> Run:
+    from zennit import composites, rules, types
+    from zennit.attribution import Gradient
+    from zennit.canonizers import SequentialMergeBatchNorm
+    from zennit.torchvision import ResNetCanonizer
+
+    resnet = isinstance(module, torchvision.models.ResNet)
+    options: dict[str, Any] = {"canonizers": [ResNetCanonizer() if resnet else SequentialMergeBatchNorm()]}
+    if name == "epsilon":
+        layers = [
+            (types.Activation, rules.Pass()),
+            (types.AvgPool, rules.Norm()),
+            *([(rules.Sum, rules.Norm())] if hasattr(rules, "Sum") else []),
+            (types.Linear, rules.Epsilon()),
+        ]
+        composite = composites.LayerMapComposite(layer_map=layers, **options)
+    else:
+        made = {
+            "epsilon-plus": composites.EpsilonPlus,
+            "epsilon-plus-flat": composites.EpsilonPlusFlat,
+            "epsilon-gamma-box": composites.EpsilonGammaBox,
+            "epsilon-alpha2-beta1": composites.EpsilonAlpha2Beta1,
+        }
+        if name == "epsilon-gamma-box":
+            options |= {"low": torch.full_like(x[:1], LOW), "high": torch.full_like(x[:1], HIGH)}
+        composite = made[name](**options)
+
+    def seed(output: Tensor) -> Tensor:
+        value, index = output.max(dim=1, keepdim=True)
+        return torch.zeros_like(output).scatter_(1, index, value)
+
+    def run() -> Tensor:
+        with Gradient(model=module, composite=composite) as attributor:
+            return attributor(x, seed)[1]
+
+    return run
+
+
+def _captum(module: nn.Module, x: Tensor) -> Run:
+    from captum.attr import LRP
+    from captum.attr._utils.lrp_rules import EpsilonRule
+
+    for part in module.modules():
+        if isinstance(part, nn.ReLU):
+            part.inplace = False
+        elif isinstance(part, (nn.Conv2d, nn.Linear, nn.AdaptiveAvgPool2d, nn.MaxPool2d)):
+            part.rule = EpsilonRule()
+    target = module(x).argmax(1)
+    return lambda: LRP(module).attribute(x, target=target)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of the libraries, which would stand in the table's way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,90 @@
+"""What makes the walk fast changes no result: max(z, 0) in place of z, memory formats, what is written in place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from lrp_onnx.engine import Explainer
+from lrp_onnx.engine.analysis import pictures
+from lrp_onnx.forward import make_forward
+from lrp_onnx.graph import Graph, load
+from lrp_onnx.rules import RULES, Composite, composite
+
+COMPOSITES = ["epsilon", "epsilon-plus-flat", "epsilon-alpha2-beta1", "epsilon-gamma-box", "montavon2019", "hudd"]
+X = np.random.default_rng(0).normal(size=(3, 2, 9, 9)).astype("f")
+
+
+@pytest.fixture(scope="module")
+def residual() -> Graph:
+    """Convolutions, a residual sum behind a ReLU, a ReLU6, pooling and dense layers."""
+    text = """(float[N,2,9,9] x) => (float[N,5] y) {
+        c1 = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w1, b1) r1 = Relu(c1)
+        c2 = Conv<pads=[1,1,1,1]>(r1, w2, b2) s = Add(c2, r1) r2 = Relu(s)
+        c3 = Conv(r2, w3, b3) r3 = Clip(c3, zero, six) p = MaxPool<kernel_shape=[2,2]>(r3)
+        f = Flatten(p) d = Gemm(f, w4, b4) r4 = Relu(d) y = Gemm(r4, w5, b5) }"""
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 19]> g {text}')
+    shapes = {"w1": (4, 2, 3, 3), "w2": (4, 4, 3, 3), "w3": (6, 4, 3, 3), "w4": (24, 8), "w5": (8, 5)}
+    shapes |= {"b1": (4,), "b2": (4,), "b3": (6,), "b4": (8,), "b5": (5,)}
+    rng = np.random.default_rng(1)
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    for name, array in (arrays | {"zero": np.zeros(()), "six": np.full((), 6.0)}).items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype("f"), name))
+    return load(proto)
+
+
+def made(name: str) -> Composite:
+    bounds = {"low": -4.0, "high": 4.0} if name in ("epsilon-gamma-box", "montavon2019") else {}
+    return composite(name, **bounds)
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_the_relu_stands_in_for_z(name: str, residual: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    lean = Explainer(residual, made(name), dtype="float64")
+    found = lean.explain(X, layers="all").relevance
+    for key, known in list(RULES.items()):
+        needs = {"outputs" if n == "rectified" else n for n in known.needs}
+        monkeypatch.setitem(RULES, key, replace(known, needs=frozenset(needs)))
+    full = Explainer(residual, made(name), dtype="float64")
+    assert "s" in full.plan.reads - lean.plan.reads, "the sum itself is read only where its ReLU does not stand in"
+    for tensor, wanted in full.explain(X, layers="all").relevance.items():
+        torch.testing.assert_close(found[tensor], wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_a_relu_with_a_ceiling_does_not_stand_in(residual: Graph) -> None:
+    """max(z, 0) is not what ReLU6 gives where z > 6: the rule keeps z."""
+    outputs = {step.node.outputs[0]: step.outputs[0] for step in Explainer(residual, "epsilon").plan.steps}
+    assert outputs["c1"] == "r1"
+    assert outputs["s"] == "r2"
+    assert outputs["c3"] == "c3"
+
+
+def test_pictures_come_channels_last_with_the_same_values(residual: Graph) -> None:
+    names, cpu = ["c1", "r2", "p", "f"], torch.device("cpu")
+    assert set(names) - {"f"} <= pictures(residual)
+    feeds = {"x": torch.from_numpy(X)}
+    plain = make_forward(residual, names, torch.float32, cpu)(feeds)
+    last = make_forward(residual, names, torch.float32, cpu, channels_last=pictures(residual))(feeds)
+    for name in names:
+        torch.testing.assert_close(last[name], plain[name])
+        if name != "f":
+            assert last[name].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_an_explanation_leaves_what_it_was_given_and_gave_before(name: str, residual: Graph) -> None:
+    """Buffers are written in place: the input and earlier results must not be among them."""
+    explainer, x = Explainer(residual, made(name)), torch.from_numpy(X.copy())
+    first = explainer.explain(x, layers="all")
+    copies = {n: r.clone() for n, r in first.relevance.items()}
+    explainer.explain(x * 2, layers="all")
+    again = explainer.explain(x, layers="all")
+    assert torch.equal(x, torch.from_numpy(X))
+    for tensor, wanted in copies.items():
+        assert torch.equal(first.relevance[tensor], wanted)
+        assert torch.equal(again.relevance[tensor], wanted)
+        assert again.relevance[tensor].is_contiguous()
