@@ -230,13 +230,14 @@ def test_a_weight_that_the_exporter_folds_away_is_never_stale() -> None:
             return self.head(x.flatten(1)) * torch.exp(self.scale)
 
     images, _ = pictures(4, 1, tagged=False)
+    torch.manual_seed(0)
     net = Folded()
     current = TorchWeights(net, images)
     current()
     with torch.no_grad():
         net.scale.add_(1)
         expected = net(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(Explainer(current()).explain(images).output.numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(Explainer(current()).explain(images).output.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
