@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lrp_onnx.cli.options import JsonOption, OverwriteOption
+from lrp_onnx.cli.options import ClusteredStoreOption, JsonOption, OverwriteOption
 from lrp_onnx.cli.output import count, show_json, steps
 
 NAME = "assign"
@@ -27,15 +27,7 @@ def command(
         "clusters"
     ),
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write.")] = Path("UnsafeSet"),
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            "--store",
-            metavar="FILE",
-            help="Heatmaps that were clustered, if they are no longer where they were.",
-            show_default=False,
-        ),
-    ] = None,
+    store: ClusteredStoreOption = None,
     factor: Annotated[
         float, typer.Option("--factor", help="A cluster selects at most so many times as many images as it has.")
     ] = 2.0,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrp_onnx.cli.options import JsonOption, OverwriteOption
+from lrp_onnx.cli.options import JsonOption, OverwriteOption, SmoothOption
 from lrp_onnx.cli.output import count, progress, show_json, show_notes
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    smooth: Annotated[
-        float,
-        typer.Option("--smooth", help="Blur heatmaps before comparing them: standard deviation, % of the short edge."),
-    ] = 2.0,
+    smooth: SmoothOption = 2.0,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -111,6 +111,19 @@ ThresholdOption = Annotated[
     float | None,
     typer.Option("--threshold", help="Regression: a sample with a larger loss is an error.", show_default=False),
 ]
+ClusteredStoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        metavar="FILE",
+        help="Heatmaps that were clustered, if they are no longer where they were.",
+        show_default=False,
+    ),
+]
+SmoothOption = Annotated[
+    float,
+    typer.Option("--smooth", help="Blur heatmaps before comparing them: standard deviation, % of the short edge."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

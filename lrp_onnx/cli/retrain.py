@@ -10,6 +10,7 @@ import typer
 
 from lrp_onnx.cli.options import (
     ClassesOption,
+    ClusteredStoreOption,
     ExtensionsOption,
     JsonOption,
     Model,
@@ -57,15 +58,7 @@ def command(
             "--clusters", metavar="DIR", help="Folder of `cluster`: judges each cluster, too.", show_default=False
         ),
     ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            "--store",
-            metavar="FILE",
-            help="Heatmaps that were clustered, if they are no longer where they were.",
-            show_default=False,
-        ),
-    ] = None,
+    store: ClusteredStoreOption = None,
     oracle: Annotated[
         Path | None,
         typer.Option(

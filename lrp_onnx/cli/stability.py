@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lrp_onnx.cli.options import JsonOption, OverwriteOption
+from lrp_onnx.cli.options import JsonOption, OverwriteOption, SmoothOption
 from lrp_onnx.cli.output import progress, show_json, show_notes
 
 NAME = "stability"
@@ -23,10 +23,7 @@ def command(
         Path, typer.Argument(metavar="MANIFEST", help="DIR/manifest.csv of `vary`.", show_default=False)
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write.")] = Path("stability"),
-    smooth: Annotated[
-        float,
-        typer.Option("--smooth", help="Blur heatmaps before comparing them: standard deviation, % of the short edge."),
-    ] = 2.0,
+    smooth: SmoothOption = 2.0,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -20,8 +20,8 @@ from lrp_onnx.debug.region_files import read_regions
 from lrp_onnx.debug.regions import Regions
 from lrp_onnx.debug.resampling import resample
 from lrp_onnx.errors import DataError, StoreError
+from lrp_onnx.folders import folder_written_whole
 from lrp_onnx.hudd.clusters import NOISE
-from lrp_onnx.hudd.folders import folder_written_whole
 from lrp_onnx.hudd.records import CHOSEN, CLUSTERS, write_csv
 from lrp_onnx.hudd.samples import Samples
 from lrp_onnx.render import SheetItem, save_png

@@ -38,16 +38,16 @@ from lrp_onnx.debug.faithfulness import (
 from lrp_onnx.debug.heatmap_statistics import gini
 from lrp_onnx.debug.randomisation import Randomised, randomisation
 from lrp_onnx.debug.sensitivity import RADIUS, max_sensitivity
-from lrp_onnx.debug.stored_inputs import classified_rows, read_input, stored_dataset
 from lrp_onnx.engine import Explainer
 from lrp_onnx.errors import DataError, StoreError
+from lrp_onnx.folders import folder_written_whole, refuse_folder
 from lrp_onnx.graph import Graph, load
-from lrp_onnx.hudd.folders import folder_written_whole, refuse_folder
 from lrp_onnx.inputs import Feed, describe, feed_for
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.render import reduce_channels
 from lrp_onnx.rules import COMPOSITES, Composite, Entry
 from lrp_onnx.store import HeatmapStore
+from lrp_onnx.stored_inputs import classified_rows, read_input, stored_dataset
 
 METRICS = ("flipping", "road", "deletion", "insertion", "sparseness", "sensitivity", "randomisation")
 ORDERS = {

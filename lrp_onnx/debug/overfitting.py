@@ -14,11 +14,11 @@ from lrp_onnx.debug.heatmap_statistics import centre_and_spread, entropy, gini
 from lrp_onnx.debug.placed_regions import PlacedRegions
 from lrp_onnx.debug.region_files import read_regions
 from lrp_onnx.debug.regions import Regions
-from lrp_onnx.debug.stored_inputs import classified_rows
 from lrp_onnx.debug.two_samples import MEDIUM, holm, mean_likeness, rank_test
 from lrp_onnx.errors import StoreError
 from lrp_onnx.render import reduce_channels
 from lrp_onnx.store import HeatmapStore
+from lrp_onnx.stored_inputs import classified_rows
 
 Floats = NDArray[np.float64]
 Progress = Callable[[int, int], None]

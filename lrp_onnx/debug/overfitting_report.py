@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lrp_onnx.debug.heat_table import heat_table, most_columns
 from lrp_onnx.debug.overfitting import ALL, MEASURES, Comparison, Seen, compare_stores
 from lrp_onnx.debug.regions import Regions
-from lrp_onnx.hudd.folders import folder_written_whole, refuse_folder
+from lrp_onnx.folders import folder_written_whole, refuse_folder
 from lrp_onnx.hudd.records import write_csv
 from lrp_onnx.render import SheetItem, contact_sheet, save_png, to_rgb
 from lrp_onnx.render.figures import enlarge

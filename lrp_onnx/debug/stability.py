@@ -18,7 +18,7 @@ from lrp_onnx.debug.heat_table import heat_table, most_columns
 from lrp_onnx.debug.variation_images import COLUMNS
 from lrp_onnx.debug.variations import ORIGINAL, Matrix
 from lrp_onnx.errors import DataError
-from lrp_onnx.hudd.folders import folder_written_whole, refuse_folder
+from lrp_onnx.folders import folder_written_whole, refuse_folder
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.render import reduce_channels, save_png
 from lrp_onnx.store import HeatmapStore

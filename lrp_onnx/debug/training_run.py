@@ -27,9 +27,9 @@ from lrp_onnx.debug.training_strips import Strips
 from lrp_onnx.debug.undisturbed import undisturbed
 from lrp_onnx.engine import DEFAULT_COMPOSITE
 from lrp_onnx.errors import DataError, LrpOnnxError
+from lrp_onnx.folders import refuse_folder
 from lrp_onnx.graph import Graph, load
 from lrp_onnx.heatmaps import compute_heatmaps
-from lrp_onnx.hudd.folders import refuse_folder
 from lrp_onnx.inputs import describe
 from lrp_onnx.predictions import predict
 from lrp_onnx.preprocess import Preprocess

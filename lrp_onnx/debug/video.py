@@ -33,9 +33,9 @@ from lrp_onnx.debug.video_prepare import FramePreparation, PreparedFrame
 from lrp_onnx.debug.video_scores import FrameScores, Labels, class_names, class_scores, find_class
 from lrp_onnx.engine import DEFAULT_COMPOSITE, Explainer
 from lrp_onnx.errors import DataError
+from lrp_onnx.folders import folder_written_whole, refuse_folder
 from lrp_onnx.forward import make_forward
 from lrp_onnx.graph import Graph, load
-from lrp_onnx.hudd.folders import folder_written_whole, refuse_folder
 from lrp_onnx.inputs import Feed, Model, feed_for
 from lrp_onnx.render import SheetItem, contact_sheet, overlay, reduce_channels, save_png
 from lrp_onnx.rules import Composite

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lrp_onnx.data import Dataset, batches, open_dataset
-from lrp_onnx.data.dataset import Sample
+from lrp_onnx.data import batches
 from lrp_onnx.errors import DataError
 from lrp_onnx.forward import make_forward
 from lrp_onnx.graph import Graph, load
 from lrp_onnx.inputs import describe, feed_for, first_readable
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.store import HeatmapStore
+from lrp_onnx.stored_inputs import stored_dataset
 
 # On the way from the last layer with positions to the dense one; they move values and change none.
 _MOVES = ("Reshape", "Flatten", "Squeeze", "Transpose", "Identity", "Dropout")
@@ -90,7 +89,7 @@ def compute_features(
     name = default_layer(graph) if layer is None else graph.aliases.get(layer, layer)
     if name not in graph.producer:
         raise DataError(f"{graph.name}: no layer '{name}'; `lrp-onnx inspect` lists them")
-    dataset = _images(store, rows)
+    dataset = stored_dataset(store, rows)
     feed = feed_for(graph, dataset)
     first_readable(dataset, feed)
     forward = make_forward(graph, [name], torch.float32, torch.device("cpu"))
@@ -142,11 +141,3 @@ def _without_positions(activations: NDArray[np.float32], graph: Graph, name: str
     channels = activations.ndim - 1 if last else 1
     axes = tuple(axis for axis in range(1, activations.ndim) if axis != channels)
     return activations.mean(axis=axes) if axes else activations
-
-
-def _images(store: HeatmapStore, rows: NDArray[np.int64]) -> Dataset:
-    """The images at some rows, read from where the store says that they came from."""
-    paths = store.samples["path"][rows].tolist()
-    if in_array := re.fullmatch(r"(.+)\[\d+\]", paths[0]):
-        return open_dataset(in_array[1]).subset(store.samples["index"][rows].tolist())
-    return Dataset(store.path, [Sample(path, None, row) for path, row in zip(paths, rows.tolist(), strict=True)])

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrp_onnx.errors import DataError
+from lrp_onnx.folders import folder_written_whole, link_or_copy, refuse_folder
 from lrp_onnx.hudd.charts import RGB, curve_chart, dendrogram_chart, neighbour_chart
 from lrp_onnx.hudd.clusters import FEATURES, NOISE, Clustering
 from lrp_onnx.hudd.distances import Distances
-from lrp_onnx.hudd.folders import folder_written_whole, link_or_copy, refuse_folder
 from lrp_onnx.hudd.gallery import groups, write_gallery
 from lrp_onnx.hudd.grouping import Progress, by_features, by_heatmaps, check_profile
 from lrp_onnx.hudd.records import CHOSEN, CLUSTERING, DISTANCES, write_tables

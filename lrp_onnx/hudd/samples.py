@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from lrp_onnx.hudd.folders import link_or_copy
+from lrp_onnx.folders import link_or_copy
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.render import SheetItem, bar_strip, contact_sheet, overlay, reduce_channels, save_png, to_rgb
 from lrp_onnx.render.photographs import Photographs

@@ -13,10 +13,10 @@ from typing import Any
 from lrp_onnx.data.sources import IMAGE_COLUMN, LABEL_COLUMN
 from lrp_onnx.errors import DataError, OutputError
 from lrp_onnx.files import written_whole
+from lrp_onnx.folders import folder_written_whole, refuse_folder
 from lrp_onnx.hudd.assign import Assignment, Selected, assign_stores
 from lrp_onnx.hudd.clusters import Clustering
 from lrp_onnx.hudd.distances import Distances
-from lrp_onnx.hudd.folders import folder_written_whole, refuse_folder
 from lrp_onnx.hudd.label_table import match_images, read_label_table
 from lrp_onnx.hudd.records import read_clusters, write_csv
 from lrp_onnx.hudd.samples import Samples

@@ -17,10 +17,10 @@ from PIL import Image
 from small_model import Program, save_picture
 
 from lrp_onnx.debug.evaluation import METRICS, composite_of, evaluate_store
-from lrp_onnx.debug.stored_inputs import stored_arrays
 from lrp_onnx.errors import DataError
 from lrp_onnx.rules import composite
 from lrp_onnx.store import HeatmapStore
+from lrp_onnx.stored_inputs import stored_arrays
 
 
 @pytest.fixture

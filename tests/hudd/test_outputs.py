@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from lrp_onnx.errors import DataError, OutputError, StoreError
+from lrp_onnx.folders import folder_written_whole
 from lrp_onnx.hudd import (
     Distances,
     assign_store,
@@ -23,7 +24,6 @@ from lrp_onnx.hudd import (
     read_clusters,
 )
 from lrp_onnx.hudd.charts import WIDTH
-from lrp_onnx.hudd.folders import folder_written_whole
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.store import HeatmapStore, LayerInfo, StoreSpec
 

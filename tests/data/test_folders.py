@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lrp_onnx.errors import OutputError
-from lrp_onnx.hudd.folders import folder_written_whole
+from lrp_onnx.folders import folder_written_whole
 
 MARK = "mark.json"
 
