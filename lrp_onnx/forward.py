@@ -93,7 +93,7 @@ class TorchForward:
     """The same graph through `lrp_onnx.ops`, on any device, in float32 or float64."""
 
     def __init__(self, graph: Graph, names: Iterable[str], dtype: torch.dtype, device: torch.device) -> None:
-        self._names = list(names)
+        self._names, self._dtype = list(names), dtype
         self._nodes: list[Node] = []  # those that the names depend on, in execution order
         wanted = set(self._names)
         for node in reversed(graph.nodes):
@@ -115,7 +115,9 @@ class TorchForward:
             except RuntimeError as error:
                 shapes = ", ".join(str(tuple(a.shape)) for a in arguments if a is not None)
                 raise DataError(f"{node}: {first_line(error)} (inputs {shapes})") from error
-            values.update((name, value) for name, value in zip(node.outputs, outputs, strict=False) if name)
+            for name, value in zip(node.outputs, outputs, strict=False):
+                if name:  # what was cast from integers takes the precision of the run
+                    values[name] = value.to(self._dtype) if value.is_floating_point() else value
             for name in node.inputs:
                 if self._last_use.get(name) == i and name not in keep:
                     values.pop(name, None)

@@ -65,12 +65,16 @@ def open_session(
     options.enable_mem_pattern = False  # one more block, for all tensors at once, beside the arena: twice the memory
     options.log_severity_level = 4  # errors are raised; its own log would repeat them
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to torch
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # its fusions fail on weights that are floats
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return _open(model, extra, options)
     except Exception as error:  # ONNX Runtime has its own exception types, all directly below Exception
-        raise ModelError(f"{name}: ONNX Runtime cannot load the model: {first_line(error)}") from error
+        reason = first_line(error)
+        if "is not a registered function/op" in reason:
+            reason += "; register the op's meaning in torch (--extensions, see Extending in the README)"
+        raise ModelError(f"{name}: ONNX Runtime cannot load the model: {reason}") from error
 
 
 def _open(

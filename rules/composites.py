@@ -117,6 +117,14 @@ class Composite:
         common = {k: v for k, v in self.parameters.items() if k in find(name).parameters}
         return name, {**common, **(entry.parameters if entry else {})}
 
+    def why(self, place: Place) -> str:
+        """What gave the node at `place` its rule, in words."""
+        entry = next((e for e in self.entries if e.matches(place)), None)
+        if entry is None:
+            return "gradient of every op" if self.gradient else f"default of family {place.family}"
+        what = [entry.place, "/".join(entry.op), "" if entry.node == "*" else f"named {entry.node}"]
+        return f"composite: {' '.join(filter(None, what)) or 'any op'}"
+
     def _base(self, place: Place) -> str | None:
         if self.gradient:
             return "gradient"
@@ -246,6 +254,8 @@ BASE: dict[str, str] = {
     "quotient": "quotient",
     "normalisation": "held-scale",
     "softmax": "softmax",
+    "recurrent": "held-gates",
+    "proportion": "proportional",
 }
 
 

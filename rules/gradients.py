@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from lrp_onnx.ops import Site
 from lrp_onnx.rules.registry import Backward, Call, Shares, rule
 
@@ -35,3 +37,20 @@ def guided(site: Site) -> Backward:
 def deconvnet(site: Site) -> Backward:
     """Deconvolution (Zeiler and Fergus 2014): at a ReLU only positive signals, whatever the input was."""
     return lambda call: Shares([call.relevance[0].clamp(min=0)])  # type: ignore[union-attr]
+
+
+@rule("straight-through", needs=("outputs",), families=("activation",))
+def straight_through(site: Site) -> Backward:
+    """QuantizeLinear, whose gradient is zero: as if it did not round (Bengio et al. 2013), but for what it clips."""
+    clips = site.node.op_type == "QuantizeLinear"
+
+    def backward(call: Call) -> Shares:
+        relevance, levels = call.relevance[0], call.outputs[0]
+        assert relevance is not None and levels is not None
+        if not clips:  # a range that is taken from the data holds all of it
+            return Shares([relevance])
+        limits = torch.iinfo(site.constants[2].dtype if 2 in site.constants else levels.dtype)
+        values = levels.to(torch.int32)
+        return Shares([relevance * ((values > limits.min) & (values < limits.max))])
+
+    return backward

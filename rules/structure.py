@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lrp_onnx.errors import RuleError
-from lrp_onnx.ops import Site, pullback, run, unbroadcast
+from lrp_onnx.ops import Site, linearised, pullback, pushforward, run, unbroadcast
+from lrp_onnx.ops.recurrent import Signal
 from lrp_onnx.rules.linear import EPS, epsilon, over, stabilise
 from lrp_onnx.rules.registry import Backward, Call, Shares, on_linear, rule
 
@@ -51,11 +52,14 @@ def pass_on(site: Site) -> Backward:
 def norm(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
     """epsilon on an op without weights: each input takes its signed part x_i / s(z) of the relevance.
 
-    What a constant adds to the sum counts as a bias.
+    What a constant adds to the sum counts as a bias, and so does what does not depend on the input's values, such as
+    position embeddings.
     """
     if site.linear is not None:
         return on_linear(site, epsilon(site.linear, eps=eps, bias=bias))
-    has_constant = bool(site.constants)
+    terms = site.op.differentiable(site.node) if site.op else ()  # indices and axes are none
+    silent = [p for p in terms if p not in site.active]
+    has_constant = bool(silent)
     ignore = has_constant and bias == "ignore"
 
     def backward(call: Call) -> Shares:
@@ -63,14 +67,17 @@ def norm(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
         assert z is not None
         nonnegative = site.rectified and not ignore
         if ignore:
-            only = [torch.zeros_like(site.constants[p]) if p in site.constants else x for p, x in enumerate(inputs)]
-            (z,) = run(site.node, site.op, only)
+            only = [site.constants.get(p, x) for p, x in enumerate(inputs)]
+            (z,) = run(site.node, site.op, [torch.zeros_like(x) if p in silent else x for p, x in enumerate(only)])  # type: ignore[arg-type]
         g = over(_arrived(call), stabilise(z, eps, nonnegative=nonnegative))
         flows = site.adjoint(call, [g])
         shares = [_tensor(inputs[p]) * flow for p, flow in zip(site.active, flows, strict=True)]
-        if ignore or not has_constant:
+        if ignore:  # where the constant is all that there is, it has what arrives
+            return Shares(shares, torch.where(z == 0, _arrived(call), 0.0).sum())
+        if not has_constant:
             return Shares(shares)
-        return Shares(shares, (g * z).sum() - sum(share.sum() for share in shares))
+        whole = torch.where(g == 0, g, g * z)  # z is -inf where a mask took everything
+        return Shares(shares, whole.sum() - sum(share.sum() for share in shares))
 
     return backward
 
@@ -83,8 +90,44 @@ def winner_takes_all(site: Site) -> Backward:
 
 @rule("route", needs=("extras",), zeros="moved", families=("route",))
 def route(site: Site) -> Backward:
-    """The exact transpose of an op that only moves elements."""
-    return lambda call: Shares(site.adjoint(call, call.relevance))
+    """The exact transpose of an op that only moves elements.
+
+    What arrives at elements that come from a constant (a class token, a fixed position encoding) counts as a bias.
+    """
+    fixed = site.op is not None and not set(site.op.differentiable(site.node)) <= set(site.active)
+
+    def backward(call: Call) -> Shares:
+        shares = site.adjoint(call, call.relevance)
+        if not fixed:
+            return Shares(shares)
+        arrived, handed = ([r.sum() for r in side if r is not None] for side in (call.relevance, shares))
+        return Shares(shares, torch.stack(arrived).sum() - torch.stack(handed).sum())
+
+    return backward
+
+
+@rule("look-up", needs=("outputs",))
+def look_up(site: Site, *, gradient: bool = False) -> Backward:
+    """What arrives at an embedding, summed, to the id that picked it; of a gradient, gradient x embedding summed.
+
+    Ids are names and not quantities, so that they have no gradient of their own.
+    """
+    node = site.node
+
+    def backward(call: Call) -> Shares:
+        r, shape = _arrived(call), call.shapes[site.active[0]]
+        r = r * _tensor(call.outputs[0]) if gradient else r
+        if node.op_type == "OneHot":
+            return Shares([r.sum(dim=node.attributes.get("axis", -1))])
+        if node.op_type == "Cast":  # the comparison behind it sums
+            return Shares([r])
+        table = site.constants[0].ndim
+        axis = node.attributes.get("axis", 0) % table
+        behind = r.ndim - (table - 1 - axis)  # (rows before the axis, ids …, the rest of a row)
+        summed = [*range(axis), *range(behind, r.ndim)]
+        return Shares([(r.sum(dim=summed) if summed else r).reshape(tuple(shape or ()))])
+
+    return backward
 
 
 @rule("product", needs=(), zeros="moved", families=("product",))
@@ -110,9 +153,7 @@ def product(site: Site, *, gate: str = "signal") -> Backward:
 
 @rule("quotient", needs=(), zeros="moved", families=("quotient",))
 def quotient(site: Site) -> Backward:
-    """Div: all relevance to the numerator."""
-    if site.active != (0,):
-        raise RuleError(f"{site.node}: its numerator does not depend on the input; choose --rule Div=gradient or pass")
+    """Div: all relevance to the numerator; a constant over an activation is a function of that, and passes it on."""
     return pass_on(site)
 
 
@@ -130,12 +171,42 @@ def bilinear(site: Site, *, eps: float = EPS) -> Backward:
 
 @rule("softmax", zeros="kept", families=("softmax",))
 def softmax(site: Site) -> Backward:
-    """x ⊙ (R − softmax·ΣR) along the op's axis (AttnLRP)."""
+    """x ⊙ (R − s·ΣR) along the op's axis, s its output: the Taylor expansion at x (AttnLRP, proposition 3.1).
+
+    What the expansion's constant term s ⊙ (1 − x + Σ s·x) takes counts as a bias. Inputs of -inf, from a mask, are 0.
+    """
     axis = site.node.attributes.get("axis", -1)
 
     def backward(call: Call) -> Shares:
-        r = _arrived(call)
-        return Shares([_tensor(call.inputs[0]) * (r - _tensor(call.outputs[0]) * r.sum(dim=axis, keepdim=True))])
+        r, x, s = _arrived(call), _tensor(call.inputs[0]), _tensor(call.outputs[0])
+        x = x.masked_fill(torch.isneginf(x), 0.0)
+        constant = 1 - x + (s * x).sum(dim=axis, keepdim=True)
+        return Shares([x * (r - s * r.sum(dim=axis, keepdim=True))], (r * constant).sum())
+
+    return backward
+
+
+@rule("proportional", zeros="kept", families=("proportion",))
+def proportional(site: Site, *, eps: float = EPS) -> Backward:
+    """x ⊙ J^T(R / s(J x)), J the derivative at x: to each element by its own part in the result.
+
+    That is |x_i|^p / Σ|x|^p for a norm (Montavon et al. 2017), x_i / Σx for the logarithm of a sum, equal shares for a
+    product.
+    """
+
+    def backward(call: Call) -> Shares:
+        primals = [_tensor(call.inputs[p]) for p in site.active]
+        inputs = [site.constants.get(p, x) for p, x in enumerate(call.inputs)]
+
+        def function(*active: Tensor) -> Tensor:
+            every = list(inputs)
+            for p, x in zip(site.active, active, strict=True):
+                every[p] = x
+            return site.forward(every)[0]
+
+        slope = pushforward(function, *primals)
+        flows = pullback(function, *primals)(over(_arrived(call), stabilise(slope, eps)))
+        return Shares([x * flow for x, flow in zip(primals, flows, strict=True)])
 
     return backward
 
@@ -154,10 +225,50 @@ def held_scale(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backwar
 
         x, z = _tensor(call.inputs[0]), _tensor(call.outputs[0])
         if bias == "ignore":
-            z = torch.func.jvp(frozen, (x,), (x,))[1]
+            z = pushforward(frozen, x)
         g = over(_arrived(call), stabilise(z, eps))
         share = x * pullback(frozen, x)(g)[0]
         absorbed = None if bias == "ignore" else (g * z).sum() - share.sum()
         return Shares([share], absorbed)
+
+    return backward
+
+
+@rule("held-gates", needs=("inputs",), zeros="kept", families=("recurrent",))
+def held_gates(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
+    """LSTM, GRU, RNN: gates held constant, the signal takes all (Arras et al. 2017).
+
+    That is "pass" at each activation, "product" at each gate and "epsilon" at each sum, through all time steps.
+    """
+    op = site.op
+    assert op is not None, "the rule is for one family of known ops"
+    if bias not in ("absorb", "ignore"):
+        raise RuleError(f"bias must be 'absorb' or 'ignore', not '{bias}'")
+    count = 2 if site.node.op_type == "LSTM" else 1  # of states
+
+    def backward(call: Call) -> Shares:
+        inputs = [site.constants.get(p, x) for p, x in enumerate(call.inputs)]
+
+        def flow(*active: Tensor) -> list[Tensor]:
+            carried = dict(zip(site.active, active, strict=True))
+            if bias == "absorb":  # what a constant state or input brings is a bias, too
+                carried = {p: x for p, x in enumerate(inputs) if x is not None} | carried
+            x = carried.get(0, torch.zeros_like(_tensor(inputs[0])))
+            states = tuple(carried.get(5 + k) for k in range(count))
+            signal = Signal(x, states, bias == "absorb", eps)
+            return list(op.forward(*inputs, **site.node.attributes, signal=signal))
+
+        primals = [_tensor(call.inputs[p]) for p in site.active]
+        outputs, pull = linearised(flow, *primals)
+        arrived = (*call.relevance, None, None)
+        g = [
+            torch.zeros_like(z) if r is None else over(r, stabilise(z, eps))
+            for z, r in zip(outputs, arrived, strict=False)
+        ]
+        shares = [x * part for x, part in zip(primals, pull(g), strict=True)]
+        if bias == "ignore":
+            return Shares(shares)
+        total = torch.stack([(s * z).sum() for s, z in zip(g, outputs, strict=True)]).sum()
+        return Shares(shares, total - sum(share.sum() for share in shares))
 
     return backward

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from lrp_onnx.cli.options import (
     BiasOption,
@@ -19,6 +20,7 @@ from lrp_onnx.cli.options import (
     JsonOption,
     LowOption,
     Model,
+    OverwriteOption,
     PreprocessOption,
     RuleOption,
     load_model,
@@ -26,10 +28,7 @@ from lrp_onnx.cli.options import (
     run_extensions,
 )
 from lrp_onnx.cli.output import count, show_json, status
-
-if TYPE_CHECKING:
-    from lrp_onnx.graph import Graph
-    from lrp_onnx.rules import Composite
+from lrp_onnx.errors import DataError
 
 NAME = "inspect"
 
@@ -46,66 +45,53 @@ def command(
     bias: BiasOption = None,
     low: LowOption = None,
     high: HighOption = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option("--graph", metavar="FILE", help="Write the canonical model, as ONNX.", show_default=False),
+    ] = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option("--svg", metavar="FILE", help="Draw the relevance path.", show_default=False),
+    ] = None,
+    on: Annotated[
+        Path | None,
+        typer.Option(
+            "--on",
+            metavar="DATA",
+            help="For --svg: a picture or data; lines are as wide as the relevance of its first sample.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a model's ops and tensors, its preprocessing and classes, and the rule of every node.
+    """Show a model's ops and tensors, its preprocessing and classes, the rule of every node and why it has it.
 
     The output names of the nodes are what `heatmaps --layers` takes.
     """
+    from lrp_onnx.files import refuse_existing, save_model, written_whole
+    from lrp_onnx.inspection import canonical_model, describe, flow_of, inspect_model
+    from lrp_onnx.render.path_svg import path_svg
+
+    if on is not None and svg is None:
+        raise DataError("--on is for the drawing; name its file with --svg")
+    for path in filter(None, (graph, svg)):
+        refuse_existing(path, overwrite)
     run_extensions(extensions)
     rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
     with status(f"Loading {model}"):
-        found = describe_model(load_model(model, preprocess, classes), rules)
+        inspection = inspect_model(load_model(model, preprocess, classes), rules)
+    found = describe(inspection)
+    if graph is not None:
+        save_model(canonical_model(inspection.graph), graph, overwrite=overwrite)
+    if svg is not None:
+        drawing = path_svg(inspection, None if on is None else flow_of(inspection, on))
+        with written_whole(svg, overwrite=overwrite) as place:
+            place.write_text(drawing, encoding="utf-8")
     if as_json:
         show_json(found)
     else:
         _print(found)
-
-
-def describe_model(graph: Graph, composite: Composite) -> dict[str, Any]:
-    """Everything that `inspect` shows, as plain data; a node without a rule has the rule null."""
-    from lrp_onnx.engine import Explainer
-    from lrp_onnx.errors import UnsupportedOpError
-    from lrp_onnx.inputs import classes_of
-    from lrp_onnx.ops.registry import label
-    from lrp_onnx.preprocess import Preprocess
-
-    missing: dict[str, str] = {}
-    while True:
-        try:
-            plan = Explainer(graph, composite.override(missing) if missing else composite).plan
-            break
-        except UnsupportedOpError as error:
-            if error.op_type is None or error.op_type in missing:
-                raise
-            missing[error.op_type] = "pass"
-    on_path = {step.node.name for step in plan.steps}
-    pictures = Preprocess.from_metadata(graph.metadata)
-    return {
-        "model": graph.name,
-        "sha256": graph.sha256,
-        "opset": graph.opset,
-        "inputs": {name: info.shape for name, info in graph.inputs.items()},
-        "outputs": {name: info.shape for name, info in graph.outputs.items()},
-        "cut": graph.cut,
-        "preprocess": None if pictures is None else asdict(pictures),
-        "classes": classes_of(graph),
-        "parameters": sum(array.size for array in graph.initializers.values() if array.dtype.kind == "f"),
-        "ops": dict(Counter(node.op_type for node in graph.nodes).most_common()),
-        "off_path": [node.name for node in graph.nodes if node.name not in on_path],
-        "composite": plan.composite.name,
-        "nodes": [
-            {
-                "node": step.node.name,
-                "op_type": label(step.node),
-                "output": step.node.outputs[0],
-                "shape": graph.shapes.get(step.node.outputs[0]),
-                "rule": None if label(step.node) in missing and step.rule == "pass" else step.rule,
-                "parameters": dict(step.parameters),
-            }
-            for step in plan.steps
-        ],
-    }
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -122,23 +108,29 @@ def _print(found: dict[str, Any]) -> None:
     pictures = found["preprocess"]
     out(f"preprocess {json.dumps(pictures) if pictures else 'not said by the model; give --preprocess'}")
     out(f"classes    {_classes(found['classes'])}")
+    for note in found["notes"]:
+        out(f"note       {note}")
     out(f"ops        {', '.join(f'{number} {op}' for op, number in found['ops'].items())}")
     out("")
-    table = Table("op", "output tensor", "shape", "rule", box=None, header_style="bold", pad_edge=False)
+    table = Table("op", "output tensor", "shape", "rule", "why", box=None, header_style="bold", pad_edge=False)
     table.columns[1].overflow = "fold"
-    table.columns[1].ratio = 1
+    table.columns[1].ratio = table.columns[4].ratio = 1
     for node in found["nodes"]:
         values = ", ".join(f"{key} {_value(value)}" for key, value in node["parameters"].items())
         rule = (
             "[bold red]none[/]" if node["rule"] is None else f"{node['rule']}{f'  [dim]{values}[/]' if values else ''}"
         )
-        table.add_row(node["op_type"], _escape(node["output"]), _shape(node["shape"]), rule)
-    Console(highlight=False, width=None if console.is_terminal else 100).print(table)
+        table.add_row(
+            node["op_type"], _escape(node["output"]), _shape(node["shape"]), rule, f"[dim]{_escape(node['why'])}[/]"
+        )
+    Console(highlight=False, width=None if console.is_terminal else 140).print(table)
     out("")
     out(
         f"{count(len(found['nodes']), 'node')} on the relevance path by composite {found['composite']}, "
-        f"{len(found['off_path'])} off it"
+        f"{len(found['off_path'])} off it (of {found['nodes_before']} in the file)"
     )
+    for name, reason in found["refused"].items():
+        out(f"no relevance can go through {name}: {reason}")
     bare = [node for node in found["nodes"] if node["rule"] is None]
     for op_type in dict.fromkeys(node["op_type"] for node in bare):
         names = [node["node"] for node in bare if node["op_type"] == op_type]

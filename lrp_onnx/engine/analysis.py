@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx
 from lrp_onnx.graph import Graph, Node
 from lrp_onnx.ops import find
 
-_FLOATS = {
+FLOATS = {
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.DOUBLE,
     onnx.TensorProto.FLOAT16,
@@ -19,19 +19,68 @@ _FLOATS = {
 }
 
 
-def relevance_path(graph: Graph, output: str, *, hold_detached: bool) -> list[tuple[Node, tuple[int, ...]]]:
-    """Nodes between the float inputs and `output`, in execution order, with the input positions that get relevance.
+_NARROW = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}  # what pictures are stored in
+INTEGERS = _NARROW | {
+    *(onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64),
+    *(onnx.TensorProto.UINT16, onnx.TensorProto.UINT32, onnx.TensorProto.UINT64),
+}
+ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear")
+_TO_FLOAT = {"Cast", "CastLike", "DequantizeLinear"}
 
+Path = list[tuple[Node, tuple[int, ...]]]
+
+
+def relevance_path(graph: Graph, output: str, *, hold_detached: bool) -> Path:
+    """Nodes between the inputs and `output`, in execution order, with the input positions that get relevance.
+
+    Integers get relevance where they stand for something: as ids that pick rows of a constant table (tokens), and as
+    the pixels of 8-bit pictures. In a model that has neither, nor floats, any that are cast to floats do (counts).
     With `hold_detached`, what an op holds constant in LRP (the denominator of Div) is not on the path.
     """
-    reached = {name for name, info in graph.inputs.items() if info.elem_type in _FLOATS}
+    path = _path(graph, output, hold_detached, _NARROW)
+    return path or _path(graph, output, hold_detached, INTEGERS)
+
+
+def _path(graph: Graph, output: str, hold_detached: bool, numbers: Collection[int]) -> Path:
+    """`numbers` are the integer types of inputs that are numbers and not ids."""
+    reached = {name for name, info in graph.inputs.items() if info.elem_type in FLOATS}
+    integers = {name for name, info in graph.inputs.items() if info.elem_type in INTEGERS}
+    cast = {name for name in integers if graph.inputs[name].elem_type in numbers}
     active: dict[int, tuple[int, ...]] = {}
     for i, node in enumerate(graph.nodes):
         op = find(node)
-        positions: Sequence[int] = op.differentiable(node) if op else range(len(node.inputs))
-        got = tuple(p for p in positions if node.inputs[p] in reached)
-        if hold_detached and op:
-            got = tuple(p for p in got if p not in op.detached) or got
+        if reached.intersection(node.captured):  # a branch or a loop; refused where the rules are chosen
+            active[i] = ()
+            reached.update(node.outputs)
+            continue
+        if looks_up(graph, node):
+            got = tuple(p for p in _ids(node) if node.inputs[p] in integers)
+        elif (
+            op
+            and (op.family in ("route", "identity") or node.op_type in _TO_FLOAT)
+            and (moved := _moved(node, integers))
+        ):
+            numeric = all(node.inputs[p] in cast for p in moved)
+            to_float = node.op_type in _TO_FLOAT and graph.dtypes.get(node.outputs[0]) not in INTEGERS
+            got = moved if not to_float or numeric else ()
+            if not to_float:  # ids in another order, or as another integer type
+                active[i] = got
+                integers.update(node.outputs)
+                cast.update(node.outputs if numeric else ())
+                continue
+        elif _held_against_all(graph, node):
+            active[i] = tuple(p for p, name in enumerate(node.inputs) if name in integers)
+            integers.update(node.outputs if active[i] else ())
+            continue
+        elif node.op_type == "Cast" and node.inputs[0] in reached and node.attributes["to"] in INTEGERS:
+            active[i] = (0,)  # Keras hands ids in as floats
+            integers.update(node.outputs)
+            continue
+        else:
+            positions: Sequence[int] = op.differentiable(node) if op else range(len(node.inputs))
+            got = tuple(p for p in positions if node.inputs[p] in reached)
+            if hold_detached and op:
+                got = tuple(p for p in got if p not in op.detached) or got
         if got:
             active[i] = got
             reached.update(node.outputs)
@@ -41,7 +90,44 @@ def relevance_path(graph: Graph, output: str, *, hold_detached: bool) -> list[tu
         if i in active and wanted.intersection(node.outputs):
             path.append((node, active[i]))
             wanted.update(node.inputs[p] for p in active[i])
-    return path[::-1]
+    return path[::-1] if output in reached else []
+
+
+def _moved(node: Node, names: Collection[str]) -> tuple[int, ...]:
+    """Positions of the inputs whose elements the node moves, if they are among `names`."""
+    positions = range(len(node.inputs)) if node.op_type == "Concat" else (0,)
+    return tuple(p for p in positions if node.inputs[p] in names)
+
+
+def looks_up(graph: Graph, node: Node) -> bool:
+    """Whether the node picks rows of a constant table by ids, as an embedding does, or makes one-hot rows of them."""
+    if node.op_type == "Cast":
+        before = graph.producer.get(node.inputs[0])
+        return before is not None and _held_against_all(graph, before) and node.attributes["to"] in FLOATS
+    if node.op_type == "OneHot":
+        return all(name in graph.initializers for name in node.inputs[1:])
+    if node.op_type != "Gather" or node.domain or node.inputs[0] not in graph.initializers:
+        return False
+    return graph.initializers[node.inputs[0]].dtype.kind not in "iub"
+
+
+def _held_against_all(graph: Graph, node: Node) -> bool:
+    """Whether the node compares ids with all that there can be: one-hot rows as JAX makes them."""
+    constants = [graph.initializers[name] for name in node.inputs if name in graph.initializers]
+    return node.op_type == "Equal" and len(constants) == 1 and constants[0].size > 1
+
+
+def _ids(node: Node) -> tuple[int, ...]:
+    return (1,) if node.op_type == "Gather" else (0,)
+
+
+def ids(graph: Graph, path: Path) -> frozenset[str]:
+    """Tensors on a relevance path that hold ids: those that rows are picked by, and what these are made of."""
+    result: set[str] = set()
+    for node, active in reversed(path):
+        if looks_up(graph, node) or result.intersection(node.outputs):
+            result.update(node.inputs[p] for p in active)
+    return frozenset(result)
 
 
 _NEVER_NEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "ThresholdedRelu", "Abs", "Exp", "Sqrt"}
@@ -86,7 +172,11 @@ def clip_bound(graph: Graph, node: Node, position: int) -> float:
     return float(np.asarray(value).reshape(()))
 
 
-_NOT_ZERO_AT_ZERO = {"Sigmoid", "HardSigmoid", "Softplus", "BatchNormalization"}
+_NOT_ZERO_AT_ZERO = {
+    *("Sigmoid", "HardSigmoid", "Softplus", "BatchNormalization"),
+    *("Exp", "Log", "Reciprocal", "Cos", "Cosh", "Acos", "Acosh", "Pow"),
+    *("LogSoftmax", "ReduceLogSumExp", "QuantizeLinear"),
+}
 
 
 def zero_at_zero(graph: Graph, node: Node) -> bool:

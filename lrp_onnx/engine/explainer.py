@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from lrp_onnx import rules
 from lrp_onnx.engine.analysis import bind_dimensions
 from lrp_onnx.engine.plan import Plan, Step, build_plan, known_shape
-from lrp_onnx.engine.seed import Seed, Target, make_seed
+from lrp_onnx.engine.seed import Seed, Target, make_seed, output_name
 from lrp_onnx.errors import DataError, RuleError, TargetError
 from lrp_onnx.forward import Forward, make_forward
 from lrp_onnx.graph import Graph, load
@@ -21,13 +21,15 @@ from lrp_onnx.graph import Graph, load
 Layers = Literal["input", "all"] | Sequence[str] | Callable[[str], bool]
 
 DEFAULT_COMPOSITE = "epsilon-plus-flat"
+ATTENTION_MASK = "attention_mask"  # what exporters call the input that tells tokens from padding
 
 
 @dataclass(frozen=True, eq=False)
 class NodeBalance:
     """Relevance of one node, summed over the batch: what arrived, what was handed on, what its bias absorbed.
 
-    What is left, `remainder`, went into the stabiliser (or, for a rule that does not conserve, was lost).
+    What is left, `remainder`, went into the stabiliser (or, for a rule that does not conserve, was lost). `shares` says
+    how much of `handed` each input tensor got.
     """
 
     node: str
@@ -36,6 +38,7 @@ class NodeBalance:
     arrived: Tensor
     handed: Tensor
     bias: Tensor
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def remainder(self) -> Tensor:
@@ -78,7 +81,7 @@ class Explainer:
     dtype : {"float32", "float64"}
         Precision of forward pass and walk. ONNX Runtime runs the forward pass for float32 on the CPU, torch otherwise.
     output : str, optional
-        Name of the output to explain; the first by default.
+        Name of the output to explain (also of one that the activation was cut off from); the first by default.
 
     Raises
     ------
@@ -110,9 +113,7 @@ class Explainer:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise DataError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
-        self.output = output or next(iter(self.graph.outputs))
-        if self.output not in self.graph.outputs:
-            raise TargetError(f"no output is named '{self.output}'; the model has {', '.join(self.graph.outputs)}")
+        self.output = output_name(self.graph, output)
         self.plan: Plan = build_plan(self.graph, self.composite, self.output, dtype=self.dtype, device=self.device)
         self._forwards: dict[frozenset[str], Forward] = {}
         self._last_reader = {name: i for i, step in reversed(list(enumerate(self.plan.steps))) for name in step.reads}
@@ -132,9 +133,10 @@ class Explainer:
         ----------
         x : array or dict of str to array
             The model's input, batch first, shaped as the model wants it; by name for several inputs.
-        target : "predicted", "label", int, array of int (N,), array shaped as the output, or callable
-            The output element to explain; with an array shaped as the output, the initial relevance itself. A callable
-            is given the output, a Tensor, and returns one of these.
+        target : "predicted", "label", int, array of int (N,), target of `lrp_onnx.targets`, array, or callable
+            The output element to explain; several for some of `lrp_onnx.targets` (or its text, "position:-1"), or as a
+            bool array shaped as the output; with a float array shaped as the output, the initial relevance itself. A
+            callable is given the output, a Tensor, and returns one of these.
         labels : array of int (N,)
             For target="label".
         seed : {"auto", "logit", "one", "all"}
@@ -148,10 +150,10 @@ class Explainer:
         with torch.no_grad():
             activations = self._forward(recorded)(inputs)
             output = activations[self.output]
-            initial, index = make_seed(output, target, labels, self._seed_kind(seed))
+            initial, index = make_seed(output, target, labels, self._seed_kind(seed), inputs.get(ATTENTION_MASK))
             relevance, ledger = self._walk(initial, inputs, activations, recorded)
             if self.composite.times_input:
-                relevance = {name: r * activations[name] for name, r in relevance.items()}
+                relevance = {n: r if n in self.plan.ids else r * activations[n] for n, r in relevance.items()}
         return Explanation(output, index, relevance, ledger)
 
     def _seed_kind(self, seed: Seed) -> Seed:
@@ -232,7 +234,11 @@ class Explainer:
                     pending[name] = pending[name] + share if name in pending else share
                     sums[name] = sums[name] + handed[-1] if name in sums else handed[-1]
                 bias = torch.zeros_like(came) if shares.bias is None else shares.bias
-                ledger.append(NodeBalance(step.node.name, step.node.op_type, step.rule, came, _total(handed), bias))
+                to: dict[str, Tensor] = {}
+                for name, part in zip(step.active, handed, strict=True):
+                    to[name] = to[name] + part if name in to else part
+                balance = NodeBalance(step.node.name, step.node.op_type, step.rule, came, _total(handed), bias, to)
+                ledger.append(balance)
             for name in step.reads:
                 if self._last_reader[name] == i and name not in keep:
                     activations.pop(name, None)

@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 
 from lrp_onnx import rules
-from lrp_onnx.engine.analysis import clip_bound, nonnegative_tensors, pictures, rectifies, relevance_path, zero_at_zero
+from lrp_onnx.engine.analysis import (
+    INTEGERS,
+    ROUNDING,
+    clip_bound,
+    ids,
+    looks_up,
+    nonnegative_tensors,
+    pictures,
+    rectifies,
+    relevance_path,
+    zero_at_zero,
+)
 from lrp_onnx.errors import ModelError, RuleError, UnsupportedOpError
 from lrp_onnx.forward import TorchForward, to_tensor
 from lrp_onnx.graph import Graph, Node
@@ -36,6 +47,8 @@ class Step:
         ReLU: what it gives, if the rule said that this is enough).
     reads : frozenset of str
         Activations that must be there.
+    why : str
+        What chose the rule.
     """
 
     site: Site
@@ -44,6 +57,7 @@ class Step:
     backward: rules.Backward
     outputs: tuple[str, ...]
     reads: frozenset[str]
+    why: str = ""
 
     @property
     def node(self) -> Node:
@@ -57,12 +71,13 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The steps in execution order (the walk goes through them in reverse)."""
+    """The steps in execution order (the walk goes through them in reverse); `ids` names the tensors of token ids."""
 
     graph: Graph
     composite: rules.Composite
     output: str
     steps: tuple[Step, ...]
+    ids: frozenset[str] = frozenset()
 
     @cached_property
     def tensors(self) -> tuple[str, ...]:
@@ -112,9 +127,13 @@ def build_plan(
     if not path:
         kinds = ", ".join(f"'{name}' is {_kind(info.elem_type)}" for name, info in graph.inputs.items())
         raise ModelError(
-            f"{graph.name}: output '{output}' does not depend on any float input ({kinds}); nothing to explain. "
-            "Integers get no relevance: export the model without the Cast or look-up behind them"
+            f"{graph.name}: output '{output}' does not depend on any input that can have relevance ({kinds}): floats, "
+            "and integers that pick rows of a table or are cast to floats"
         )
+    for node, _ in path:
+        if node.captured or node.name in graph.refused:
+            reason = graph.refused.get(node.name, "it holds a graph of its own")
+            raise UnsupportedOpError(f"{graph.name}: {node} is on the relevance path and cannot be explained: {reason}")
     return _Builder(graph, composite, path, dtype, device).build(output)
 
 
@@ -132,6 +151,7 @@ class _Builder:
         device: torch.device,
     ) -> None:
         self.graph, self.composite, self.dtype, self.device = graph, composite, dtype, device
+        self.ids = ids(graph, list(path))
         self.nonnegative = nonnegative_tensors(graph)
         self.symbols = {d: 1 for info in graph.inputs.values() for d in info.shape or () if isinstance(d, str)}
         self.sites = [self._site(node, active) for node, active in path]
@@ -152,7 +172,7 @@ class _Builder:
         support = self._positive_support(output)
         steps = []
         for i, site in enumerate(self.sites):
-            name, parameters = self.chosen[i]
+            name, parameters, why = self.chosen[i]
             outputs = site.node.outputs
             relu = support.get(i)
             if relu and "rectified" in rules.find(name).needs and clip_bound(self.graph, relu, 2) == np.inf:
@@ -168,8 +188,8 @@ class _Builder:
                     bounds=self._bounds(site, parameters) if name == "z-box" else None,
                 )
                 site = replace(site, linear=linear)
-            steps.append(self._step(site, name, parameters, outputs))
-        return Plan(self.graph, self.composite, output, tuple(steps))
+            steps.append(replace(self._step(site, name, parameters, outputs), why=why))
+        return Plan(self.graph, self.composite, output, tuple(steps), self.ids)
 
     def _site(self, node: Node, active: tuple[int, ...]) -> Site:
         op = find(node)
@@ -186,15 +206,19 @@ class _Builder:
 
     def _is_gate(self, name: str) -> bool:
         producer = self.graph.producer.get(name)
+        while producer is not None and producer.op_type in ROUNDING:
+            producer = self.graph.producer.get(producer.inputs[0])
         return producer is not None and producer.op_type in ("Sigmoid", "HardSigmoid", "Softmax")
 
     def _places(self) -> list[rules.Place]:
         """Where each site stands, in execution order."""
-        weighted = [s.linear is not None and s.linear.weight is not None for s in self.sites]
+        linears = [s.linear is not None and s.linear.weight is not None for s in self.sites]
+        # a table of embeddings is the first layer of a model of tokens
+        weighted = [w or looks_up(self.graph, s.node) for w, s in zip(linears, self.sites, strict=True)]
         convolutions = sum(s.node.op_type in rules.KINDS["convolution"] for s in self.sites)
         places: list[rules.Place] = []
         below = 0
-        for i, (site, linear) in enumerate(zip(self.sites, weighted, strict=True)):
+        for i, (site, linear) in enumerate(zip(self.sites, linears, strict=True)):
             family = site.op.family if site.op else ""
             depth = below / convolutions if convolutions else 0.0
             first = linear and not any(weighted[:i])
@@ -202,7 +226,15 @@ class _Builder:
             below += site.node.op_type in rules.KINDS["convolution"]
         return places
 
-    def _choose(self, site: Site, place: rules.Place) -> tuple[str, dict[str, Any]]:
+    def _choose(self, site: Site, place: rules.Place) -> tuple[str, dict[str, Any], str]:
+        """The rule, its parameters, and what chose it."""
+        if looks_up(self.graph, site.node):
+            return "look-up", {"gradient": self.composite.gradient}, "picks rows of a table"
+        name = site.node.inputs[site.active[0]]
+        if name in self.ids or self.graph.dtypes.get(name) in INTEGERS:  # which have no gradient
+            return ("route" if site.op and site.op.family == "route" else "pass"), {}, "reads integers"
+        if self.composite.gradient and place.op_type in ROUNDING:
+            return "straight-through", {}, "rounds"
         chosen = self.composite.resolve(place)
         if chosen is None:
             known = "no rule by default" if site.op else "no meaning known to this package"
@@ -211,7 +243,7 @@ class _Builder:
                 f"--rule {label(site.node)}=pass or --rule {label(site.node)}=gradient",
                 op_type=label(site.node),
             )
-        return chosen
+        return (*chosen, self.composite.why(place))
 
     def _biases_behind(self) -> dict[int, tuple[Tensor, tuple[str, ...]]]:
         """MatMul followed by the Add of a constant vector: the Add is its bias, and passes relevance on."""
@@ -226,7 +258,7 @@ class _Builder:
                 continue
             if constant.ndim == 1 and site.node.op_type == "MatMul" and site.active == (0,):
                 result[i] = (constant, add.node.outputs)
-                self.chosen[users[0]] = ("pass", {})
+                self.chosen[users[0]] = ("pass", {}, f"the bias of {site.node}")
         return result
 
     def _positive_support(self, output: str) -> dict[int, Node]:

@@ -9,17 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrp_onnx.engine.analysis import FLOATS
 from lrp_onnx.errors import TargetError
+from lrp_onnx.graph import Graph
+from lrp_onnx.targets import PLAIN, Chosen, parse
 
-Fixed = Literal["predicted", "label"] | int | Sequence[int] | np.ndarray | Tensor
+Fixed = Literal["predicted", "label"] | str | int | Sequence[int] | np.ndarray | Tensor | Chosen
 Target = Fixed | Callable[[Tensor], Fixed]
 Seed = Literal["auto", "logit", "one", "all"]
 
 
 def make_seed(
-    output: Tensor, target: Target, labels: Sequence[int] | np.ndarray | None, seed: Seed
+    output: Tensor,
+    target: Target,
+    labels: Sequence[int] | np.ndarray | None,
+    seed: Seed,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, np.ndarray | None]:
     """Initial relevance, shaped as `output` (N, …), and the target of each sample, (N,) over the flattened output.
+
+    `valid` (N, T) tells the positions of a sequence from its padding.
 
     Raises
     ------
@@ -33,11 +42,17 @@ def make_seed(
     n = output.shape[0]
     if callable(target):
         target = target(output)
-    array = None if isinstance(target, str) else _array(target)
-    if array is not None and array.shape == tuple(output.shape) and array.ndim > 1:
+    if isinstance(target, str) and target not in PLAIN:
+        target = parse(target)
+    array = None if isinstance(target, str | Chosen) else _array(target)
+    shaped = array is not None and array.shape == tuple(output.shape) and (array.ndim > 1 or array.dtype.kind == "b")
+    if shaped and array is not None and array.dtype.kind != "b":
         return torch.as_tensor(array).to(output), None
     if seed == "all":
         return output.clone(), None
+    if isinstance(target, Chosen) or shaped:
+        weights = target.weights(output, valid) if isinstance(target, Chosen) else torch.as_tensor(array).to(output)
+        return (weights * output if seed == "logit" else weights), _single(weights)
     flat = output.reshape(n, -1)
     index = _index(flat, target, array, labels)
     initial = torch.zeros_like(flat)
@@ -45,6 +60,31 @@ def make_seed(
     columns = torch.as_tensor(index, device=output.device)
     initial[rows, columns] = flat[rows, columns] if seed == "logit" else 1.0
     return initial.reshape(output.shape), index
+
+
+def output_name(graph: Graph, name: str | None = None) -> str:
+    """The output of the canonical graph that is meant: the first of floats, or by name, also as the file has it.
+
+    Raises
+    ------
+    TargetError
+        There is no such output.
+    """
+    if name is None:
+        floats = (n for n, info in graph.outputs.items() if info.elem_type in FLOATS)
+        return next(floats, next(iter(graph.outputs)))
+    before = {node.outputs[0]: logit for logit, node in graph.cuts.items()}
+    found = name if name in graph.outputs else before.get(name, graph.aliases.get(name, name))
+    if found not in graph.outputs:
+        raise TargetError(f"no output is named '{name}'; the model has {', '.join(graph.outputs)}")
+    return found
+
+
+def _single(weights: Tensor) -> np.ndarray | None:
+    """Index of the element that alone counts in each sample, (N,); None where several do."""
+    flat = weights.reshape(len(weights), -1)
+    alone = bool(((flat != 0).sum(dim=1) == 1).all())
+    return flat.abs().argmax(dim=1).cpu().numpy() if alone else None
 
 
 def _array(target: Any) -> np.ndarray:
@@ -59,7 +99,9 @@ def _index(
         if target == "predicted":
             return flat.argmax(dim=1).cpu().numpy()
         if target != "label":
-            raise TargetError(f"target must be 'predicted', 'label', an index or an array, not '{target}'")
+            raise TargetError(
+                f"target must be 'predicted', 'label', an index, an array or a target by name, not '{target}'"
+            )
         if labels is None:
             raise TargetError("target='label' needs labels; this data has none")
         array = np.asarray(labels)

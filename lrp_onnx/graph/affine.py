@@ -7,7 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from lrp_onnx.graph.values import add_constant, bypass, constant, is_op, rank, replace, set_constant, sole_consumer
+from lrp_onnx.graph.values import (
+    add_constant,
+    bypass,
+    constant,
+    is_op,
+    rank,
+    remark,
+    replace,
+    set_constant,
+    sole_consumer,
+)
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _FUSED = "_fused"
@@ -76,6 +86,7 @@ def _fuse_next(linear: ir.Node) -> bool:
         return False
     if not _scale_outputs(linear, affine):
         return False
+    remark(linear, f"{after.op_type} '{after.name}' fused into it")
     bypass(after, output)
     for value in between:  # these hold something else than the model's tensors of that name
         value.name = f"{str(value.name).removesuffix(_FUSED)}{_FUSED}"
@@ -102,7 +113,8 @@ def _recompose(model: ir.Model, factor: ir.Node) -> bool:
     base = shift.outputs[0].name
     named = {"scale": first.scale, "bias": second.shift, "mean": np.zeros(channels), "var": np.ones(channels)}
     parameters = [add_constant(model.graph, array, f"{base}_{name}", x.dtype) for name, array in named.items()]
-    replace(model, shift, "BatchNormalization", [x, *parameters], {"epsilon": 0.0})
+    new = replace(model, shift, "BatchNormalization", [x, *parameters], {"epsilon": 0.0})
+    remark(new, f"made of {factor.op_type} '{factor.name}' and {shift.op_type} '{shift.name}'")
     model.graph.remove(factor, safe=True)
     return True
 
@@ -299,6 +311,7 @@ def _fuse_into_next(norm: ir.Node) -> bool:
         weight = weight * (affine.scale if columns else affine.scale[:, None])
     linear.replace_input_with(0, source)
     _store(linear, weight, bias)
+    remark(linear, f"BatchNormalization '{norm.name}' in front of it fused into it")
     norm.graph.remove(norm, safe=True)  # type: ignore[union-attr]
     return True
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 
@@ -44,6 +47,25 @@ def verify_canonical(graph: Graph, seed: int = 0, batch: int = 2, *, inner: bool
         raise ModelError(f"{graph.name}: there is no original model to compare with")
     rng = np.random.default_rng(seed)
     feeds = {name: _random(info, rng, batch) for name, info in graph.inputs.items()}
+    return max((found.relative for found in canonical_differences(graph, feeds, inner=inner)), default=0.0)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of one tensor, absolute, and over the largest absolute value expected."""
+
+    tensor: str
+    absolute: float
+    relative: float
+
+
+def canonical_differences(graph: Graph, feeds: Mapping[str, np.ndarray], *, inner: bool = False) -> list[Difference]:
+    """Differences between original and canonical model on inputs by name: of each output, then of inner tensors.
+
+    `verify_canonical` says what is compared with what.
+    """
+    if graph.original is None:
+        raise ModelError(f"{graph.name}: there is no original model to compare with")
     computed = {output for node in graph.original.graph.node for output in node.output}
     names = list(graph.outputs)
     if inner:
@@ -52,23 +74,25 @@ def verify_canonical(graph: Graph, seed: int = 0, batch: int = 2, *, inner: bool
     sources = [graph.cuts[name].outputs[0] if name in graph.cuts and name not in computed else name for name in names]
     wanted = _run(graph.original, sources, feeds, graph.name)
     found = _run(graph.model, names, feeds, graph.name)
-    worst = 0.0
+    result = []
     for name, source, expected, actual in zip(names, sources, wanted, found, strict=True):
         if source != name:
             actual = _activate(actual, graph.cuts[name])
         if actual.size != expected.size:
             raise ModelError(f"{graph.name}: output '{name}' has shape {actual.shape} instead of {expected.shape}")
-        worst = max(worst, _relative_difference(expected, actual.reshape(expected.shape)))
-    return worst
+        result.append(difference(name, expected, actual.reshape(expected.shape)))
+    return result
 
 
-def _relative_difference(expected: np.ndarray, actual: np.ndarray) -> float:
+def difference(tensor: str, expected: np.ndarray, actual: np.ndarray) -> Difference:
+    """How far two arrays of one shape are apart; equal infinities and NaN in the same place are no difference."""
     a, b = expected.astype(np.float64), actual.astype(np.float64)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))  # infinities and NaN too
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.abs(a - b)).max(initial=0.0)
+        largest = np.where(same, 0.0, np.abs(a - b)).max(initial=0.0)
+    largest = float("inf") if np.isnan(largest) else float(largest)
     scale = np.abs(a[np.isfinite(a)]).max(initial=np.finfo(np.float32).tiny)
-    return float("inf") if np.isnan(difference) else float(difference / scale)
+    return Difference(tensor, largest, float(largest / scale))
 
 
 def _random(info: TensorInfo, rng: np.random.Generator, batch: int) -> np.ndarray:
@@ -81,7 +105,7 @@ def _random(info: TensorInfo, rng: np.random.Generator, batch: int) -> np.ndarra
     return np.asarray(values if dtype.kind == "f" else values > 0).astype(dtype)
 
 
-def _run(model: onnx.ModelProto, names: list[str], feeds: dict[str, np.ndarray], label: str) -> list[np.ndarray]:
+def _run(model: onnx.ModelProto, names: list[str], feeds: Mapping[str, np.ndarray], label: str) -> list[np.ndarray]:
     # ONNX Runtime recognises norms and activations itself; then both models would be the same by its doing.
     session = open_session(model, names, name=label, optimise=False)
     try:

@@ -11,7 +11,8 @@ from lrp_onnx.graph.model import Node
 from lrp_onnx.graph.values import is_float, is_op
 
 _ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
-_RESHAPING = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear")  # of a quantised model's probabilities
+_RESHAPING = (*_ROUNDING, "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def cut_activations(model: ir.Model, names: Collection[str | None]) -> dict[str, Node]:
@@ -45,7 +46,7 @@ def cut_activations(model: ir.Model, names: Collection[str | None]) -> dict[str,
         logit = node.inputs[0]
         if logit is not None and logit.name not in names and (source := _before_flatten(logit)) is not None:
             logit = source
-            attributes["axis"] = 1
+            attributes["axis"] = 1 if source.shape is not None and source.shape[-1] == 1 else -1
         if logit is None or logit.producer() is None or logit.is_graph_output() or not is_float(logit):
             continue
         outputs[index] = logit
@@ -60,7 +61,7 @@ def cut_activations(model: ir.Model, names: Collection[str | None]) -> dict[str,
 
 
 def _before_flatten(value: ir.Value) -> ir.Value | None:
-    """The (N, C, 1, …) tensor that `value` (N, C) was flattened from, if it was."""
+    """The (N, C, 1, …) tensor that `value` (N, C) was flattened from, or the (N, …, C), if it was."""
     node = value.producer()
     if not is_op(node, "Flatten", "Reshape"):
         return None
@@ -68,4 +69,7 @@ def _before_flatten(value: ir.Value) -> ir.Value | None:
     source = node.inputs[0]
     if source is None or source.shape is None or value.shape is None or len(value.shape) != 2:
         return None
-    return source if list(source.shape)[1:] == [value.shape[1], *[1] * (len(source.shape) - 2)] else None
+    if list(source.shape)[1:] == [value.shape[1], *[1] * (len(source.shape) - 2)]:
+        return source
+    rows = isinstance(value.shape[1], int) and source.shape[-1] == value.shape[1] and len(source.shape) > 2
+    return source if rows and source.shape[-1] != 1 else None

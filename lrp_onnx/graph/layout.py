@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common
@@ -74,6 +75,54 @@ class RemoveDropout(ir.passes.InPlacePass):
             node.resize_outputs(1)
             node.attributes.clear()
             node.op_type = "Identity"
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+class RemoveNoOpBounds(ir.passes.InPlacePass):
+    """Turns Max with minus infinity, and Min with infinity, into Identity."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in model.graph:
+            if not is_op(node, "Max", "Min") or len(node.inputs) != 2:
+                continue
+            bound = -np.inf if node.op_type == "Max" else np.inf
+            kept = [
+                v for v in node.inputs if (array := constant(v)) is None or array.size != 1 or array.item() != bound
+            ]
+            if len(kept) == 1:
+                node.replace_input_with(0, kept[0])
+                node.resize_inputs(1)
+                node.op_type = "Identity"
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+class RemoveIdentities(ir.passes.InPlacePass):
+    """Removes Identity nodes of the main graph; an output of the graph gives its name to what it is a copy of.
+
+    Those within branches and loops stay: behind them may be a tensor from outside, which is no output of theirs.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in list(model.graph):
+            source, output = (node.inputs[0], node.outputs[0]) if is_op(node, "Identity") else (None, None)
+            if source is None or output is None:
+                continue
+            ends = output.is_graph_output()
+            if ends and (source.is_graph_input() or source.is_initializer() or source.is_graph_output()):
+                continue
+            if source.type is None:
+                source.type = output.type
+            if source.shape is None:
+                source.shape = output.shape
+            ir.convenience.replace_all_uses_with(output, source, replace_graph_outputs=True)
+            name = output.name
+            model.graph.remove(node, safe=True)
+            if ends:
+                source.name = name
             modified = True
         return ir.passes.PassResult(model, modified)
 

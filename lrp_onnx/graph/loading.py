@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -14,7 +15,8 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 from onnx_ir.passes.common import CheckerPass
 
 from lrp_onnx.errors import ModelError
-from lrp_onnx.graph.model import Graph, Node
+from lrp_onnx.graph.contrib import adopt
+from lrp_onnx.graph.model import Graph
 from lrp_onnx.graph.values import constant
 from lrp_onnx.runtime import first_line
 
@@ -55,20 +57,24 @@ def load(
         model = _own(ir.from_proto(proto))
     except Exception as error:  # onnx_ir raises whatever its reader met first
         raise ModelError(f"{name}: the model cannot be read: {first_line(error)}") from error
+    adopt(model)
     if check:
         try:
             CheckerPass()(model)
         except Exception as error:
             raise ModelError(f"{name}: not a valid ONNX model: {first_line(error.__cause__ or error)}") from error
         _require_finite(model, name)
-    cuts: dict[str, Node] = {}
+    extra: dict[str, Any] = {}
     if canonical:
         from lrp_onnx.graph.canonical import canonicalise  # imports onnxscript
 
         try:
-            model, cuts = canonicalise(model)
+            form = canonicalise(model)
         except ModelError as error:
             raise ModelError(f"{name}: {error}") from error
+        model = form.model
+        extra = {"cuts": form.cuts, "history": form.history, "refused": form.refused, "notes": form.notes}
+        extra["cut"] = next(iter(form.cuts.values())).op_type if form.cuts else ""
         if check:
             _require_finite(model, name)
     return Graph.from_proto(
@@ -79,8 +85,7 @@ def load(
         name=Path(name).name,
         sha256=digest,
         original=proto,
-        cut=next(iter(cuts.values())).op_type if cuts else "",
-        cuts=cuts,
+        **extra,
     )
 
 

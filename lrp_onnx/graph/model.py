@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,11 @@ class TensorInfo:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation. `inputs` holds "" for an optional input that is absent."""
+    """One operation. `inputs` holds "" for an optional input that is absent.
+
+    `captured` are the tensors that its branches or its loop body read from outside; `layer` is the layer of the
+    framework's model that it comes from, as far as the exporter said so in more than the node's name.
+    """
 
     name: str
     op_type: str
@@ -30,9 +35,12 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     domain: str = ""
+    captured: tuple[str, ...] = ()
+    layer: str = ""
 
     def __str__(self) -> str:
-        return f"{self.op_type} node '{self.name}'"
+        layer = f" (layer '{self.layer}')" if self.layer else ""
+        return f"{self.op_type} node '{self.name}'{layer}"
 
     def input(self, position: int) -> str:
         """Name of the input at `position`, "" when it is absent."""
@@ -64,6 +72,12 @@ class Graph:
         Op type of the trailing activation that was cut off so that relevance starts at the logit ("" if none).
     cuts : dict of str to Node
         Output name -> the activation that was cut off behind it; its `outputs` name the output that it replaces.
+    history : dict of str to tuple of str
+        Node name -> what the rewrites made it of: what was fused into it, which loop's step it is.
+    refused : dict of str to str
+        Node name -> why no relevance can go through it: branches and loops that depend on the data.
+    notes : tuple of str
+        What holds for the whole model and its user should know.
     """
 
     model: onnx.ModelProto
@@ -78,6 +92,9 @@ class Graph:
     original: onnx.ModelProto | None = None
     cut: str = ""
     cuts: Mapping[str, Node] = field(default_factory=dict)
+    history: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -135,6 +152,8 @@ class Graph:
                 outputs=tuple(node.output),
                 attributes={a.name: _attribute(a) for a in node.attribute},
                 domain="" if node.domain == "ai.onnx" else node.domain,
+                captured=_captured(node),
+                layer=_layer(node),
             )
             for i, node in enumerate(graph.node)
         )
@@ -148,6 +167,29 @@ class Graph:
             metadata={p.key: p.value for p in model.metadata_props},
             **extra,
         )
+
+
+def _captured(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Names that the graphs inside of `node` read and do not make."""
+    found: dict[str, None] = {}
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+            own = {value.name for value in (*graph.input, *graph.initializer)}
+            for inner in graph.node:
+                found.update(dict.fromkeys(n for n in (*inner.input, *_captured(inner)) if n and n not in own))
+                own.update(inner.output)
+            found.update(dict.fromkeys(output.name for output in graph.output if output.name not in own))
+    return tuple(found)
+
+
+_SCOPES = "pkg.torch.onnx.name_scopes"  # ['', 'layer1', 'layer1.0', 'layer1.0.conv1', 'conv2d']
+
+
+def _layer(node: onnx.NodeProto) -> str:
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            return next(reversed(re.findall(r"'([^']*)'", entry.value)[:-1]), "")
+    return ""
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:
@@ -165,5 +207,10 @@ def _info(value: onnx.ValueInfoProto) -> TensorInfo:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return TensorInfo(value.name, tensor.elem_type, None)
-    shape = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
-    return TensorInfo(value.name, tensor.elem_type, shape)
+    return TensorInfo(value.name, tensor.elem_type, tuple(map(_size, tensor.shape.dim)))
+
+
+def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dimension.HasField("dim_value"):
+        return dimension.dim_value if dimension.dim_value >= 0 else None  # some exporters write -1 for "any"
+    return dimension.dim_param.replace("?", "") or None  # and "?", which are not all the same

@@ -14,12 +14,13 @@ from lrp_onnx.runtime import first_line
 logger = logging.getLogger(__name__)
 
 INTERNAL_OPSET = 20  # has Gelu, Mish, HardSwish and LayerNormalization; ONNX Runtime runs it since 1.17
+FINE_ROUNDING_OPSET = 21  # has QuantizeLinear to 4 and 16 bits
 OLDEST_USABLE = 13  # axes became inputs and Softmax lost its flattening
 _BIG = 1024  # bytes; larger tensors do not pass through the converter, which copies and cannot hold 2 GB
 
 
-def convert_opset(model: ir.Model) -> ir.Model:
-    """Convert `model` up to `INTERNAL_OPSET`; newer models are returned as they are.
+def convert_opset(model: ir.Model, target: int = INTERNAL_OPSET) -> ir.Model:
+    """Convert `model` up to the opset `target`; newer models are returned as they are.
 
     Raises
     ------
@@ -27,25 +28,24 @@ def convert_opset(model: ir.Model) -> ir.Model:
         If the converter fails and the model's opset is older than `OLDEST_USABLE`.
     """
     version = model.opset_imports[""]
-    if version >= INTERNAL_OPSET:
+    if version >= target:
         return model
     held = {value.name: value for value in model.graph.initializers.values() if _nbytes(value) > _BIG}
     try:
-        converted = ir.from_proto(onnx.version_converter.convert_version(_hollow(model, set(held)), INTERNAL_OPSET))
+        converted = ir.from_proto(onnx.version_converter.convert_version(_hollow(model, set(held)), target))
         _refill(converted, held)
         _settle_ir_version(converted, model)
         ir.passes.common.CheckerPass()(converted)
     except Exception as error:  # the converter raises RuntimeError, the checker and the reader their own
         reason = first_line(error)
         if version >= OLDEST_USABLE:
-            logger.warning(
-                "the model stays at opset %d; it cannot be brought to %d: %s", version, INTERNAL_OPSET, reason
-            )
+            logger.warning("the model stays at opset %d; it cannot be brought to %d: %s", version, target, reason)
             return model
         raise ModelError(
-            f"the model's opset {version} is too old and cannot be brought to {INTERNAL_OPSET}: {reason}; "
+            f"the model's opset {version} is too old and cannot be brought to {target}: {reason}; "
             "export it again with opset 13 or later"
         ) from error
+    _restore_notes(converted, model)
     return converted
 
 
@@ -80,3 +80,13 @@ def _refill(model: ir.Model, held: dict[str | None, ir.Value]) -> None:
 def _settle_ir_version(converted: ir.Model, model: ir.Model) -> None:
     converted.ir_version = max(model.ir_version, 9)
     converted.metadata_props.update(model.metadata_props)
+
+
+def _restore_notes(converted: ir.Model, model: ir.Model) -> None:
+    """What is known of nodes beside their meaning does not pass through the converter."""
+    before = {node.outputs[0].name: node for node in model.graph if node.outputs}
+    for node in converted.graph:
+        old = before.get(node.outputs[0].name) if node.outputs else None
+        if old is not None:
+            node.meta.update(old.meta)
+            node.metadata_props.update(old.metadata_props)

@@ -78,7 +78,9 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Mul": np.multiply,
     "Neg": np.negative,
     "Not": np.logical_not,
+    "DequantizeLinear": lambda x, *_, **__: x,  # rounding within a function that has a name is left out
     "Pow": np.power,
+    "QuantizeLinear": lambda x, *_, **__: x,
     "Reciprocal": np.reciprocal,
     "Relu": lambda x: np.maximum(x, 0),
     "Sigmoid": special.expit,
@@ -94,7 +96,15 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceMean": _reduce(np.mean),
     "ReduceSum": _reduce(np.sum),
 }
-_FUNCTIONS = ELEMENTWISE | REDUCTIONS
+ROUNDING = ("QuantizeLinear", "DequantizeLinear")
+# Around reductions that drop their axes; Expand is left to the broadcasting of whoever reads it.
+SHAPING: dict[str, Callable[..., Any]] = {
+    "Expand": lambda x, *_: x,
+    "Reshape": lambda x, shape, allowzero=0: x.reshape(
+        [int(s) if s or allowzero else x.shape[i] for i, s in enumerate(shape)]
+    ),
+}
+_FUNCTIONS = ELEMENTWISE | REDUCTIONS | SHAPING
 
 
 def entries(
@@ -117,7 +127,7 @@ def entries(
             return  # it rounds
         del frontier[latest]
         region.append(producer)
-        for value in producer.inputs:
+        for value in producer.inputs[:1] if producer.op_type == "Expand" else producer.inputs:
             if value is not None and constant(value) is None:
                 source = value.producer()
                 frontier[value] = -1 if source is None else order.get(source, -1)
@@ -145,12 +155,14 @@ def evaluate(region: list[ir.Node], entry: ir.Value, x: Array) -> Array:
             return array
         stored = constant(value)
         assert stored is not None
+        if stored.dtype.kind in "biu":
+            return stored
         stored = stored.reshape(()) if stored.size == 1 else stored  # (1, 1, 1, 1) would add dimensions to x
         return stored if stored.dtype.kind in "biu" else stored.astype(np.float64)
 
     with np.errstate(all="ignore"):
         for node in region:
             attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-            inputs = [read(value) for value in node.inputs]
+            inputs = [read(value) for value in (node.inputs[:1] if node.op_type == "Expand" else node.inputs)]
             known[node.outputs[0]] = _FUNCTIONS[node.op_type](*inputs, **attributes)
     return known[region[-1].outputs[0]]

@@ -12,6 +12,8 @@ import onnx_ir as ir
 from lrp_onnx.graph.functions import DOMAIN, add_function, is_composite
 
 _EXACT = "exact"  # key of a value's metadata: what was computed, before it was rounded to the model's type
+HISTORY = "history"  # keys of a node's: what made it what it is, and why it cannot be explained
+REFUSED = "refused"
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -71,6 +73,26 @@ def add_constant(graph: ir.Graph, array: np.ndarray, name: str, dtype: ir.DataTy
     return value
 
 
+def add_node(
+    nodes: list[ir.Node], op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any], output: str
+) -> ir.Node:
+    """Append to `nodes` a standard operation with one output of that name."""
+    node = ir.Node("", op_type, inputs, ir.convenience.convert_attributes(dict(attributes)), name=f"{op_type}_{output}")
+    node.outputs[0].name = output
+    nodes.append(node)
+    return node
+
+
+def remark(node: ir.Node, text: str) -> None:
+    """Remember what a rewrite did to `node`, for those who ask what became of their model."""
+    node.meta[HISTORY] = (*node.meta.get(HISTORY, ()), text)
+
+
+def refuse(node: ir.Node, reason: str) -> None:
+    """Remember why no relevance can go through `node`; it is an error only where some would have to."""
+    node.meta[REFUSED] = reason
+
+
 def set_constant(node: ir.Node, index: int, array: np.ndarray, name: str, dtype: ir.DataType) -> None:
     """Give `node` its own constant at input `index`; its old name is kept when nobody else reads the old one."""
     assert node.graph is not None
@@ -103,8 +125,17 @@ def replace(
         ir.convenience.convert_attributes(dict(attributes)),
         name=node.name,
     )
+    new.meta.update(node.meta)
+    new.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(_owner(node), node, [node], [new], node.outputs, new.outputs)
     return new
+
+
+def remove_unused(nodes: Sequence[ir.Node]) -> None:
+    """Remove those of `nodes`, in execution order, whose results nobody reads (any more)."""
+    for node in reversed(nodes):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            _owner(node).remove(node, safe=True)
 
 
 def bypass(node: ir.Node, source: ir.Value) -> None:

@@ -51,7 +51,7 @@ op("Max", family="max")(partial(_first_wins, torch.gt))
 op("Min", family="max")(partial(_first_wins, torch.lt))
 
 
-@op("Pow", inputs=(0,))
+@op("Pow", family="activation", detached=(1,))
 def power(x: Tensor, exponent: Tensor) -> Tensor:
     return torch.pow(x, exponent.to(x) if x.is_floating_point() else exponent).to(x.dtype)
 
@@ -89,7 +89,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "Atanh": torch.atanh,
 }
 for _name, _function in _FUNCTIONS.items():
-    op(_name)(_function)
+    op(_name, family="activation", inputs=(0,))(_function)
 
 _TESTS: dict[str, Callable[..., Tensor]] = {
     "Equal": torch.eq,
@@ -102,6 +102,10 @@ _TESTS: dict[str, Callable[..., Tensor]] = {
     "Not": torch.logical_not,
     "Xor": torch.logical_xor,
     "IsNaN": torch.isnan,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
+    "BitwiseNot": torch.bitwise_not,
 }
 for _name, _function in _TESTS.items():
     op(_name, inputs=())(_function)
@@ -110,6 +114,12 @@ for _name, _function in _TESTS.items():
 @op("IsInf", inputs=())
 def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
     return (torch.isposinf(x) & bool(detect_positive)) | (torch.isneginf(x) & bool(detect_negative))
+
+
+@op("BitShift", inputs=())
+def bit_shift(x: Tensor, by: Tensor, *, direction: str) -> Tensor:
+    shift = torch.bitwise_left_shift if direction == "LEFT" else torch.bitwise_right_shift
+    return shift(x, by)
 
 
 @op("Where", family="route", inputs=(1, 2))

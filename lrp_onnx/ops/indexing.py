@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lrp_onnx.errors import UnsupportedOpError
+from lrp_onnx.graph import Node
 from lrp_onnx.ops.activations import cast
-from lrp_onnx.ops.registry import op
+from lrp_onnx.ops.registry import Family, op
 
 route = partial(op, family="route", inputs=(0,))
 
@@ -40,22 +41,61 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     return picked.reshape([*index.shape[:-1], *x.shape[batch_dims + depth :]])
 
 
-def _adds(reduction: str) -> bool:
-    if reduction not in ("none", "add"):
-        raise UnsupportedOpError(f"reduction '{reduction}' (none and add are supported)")
-    return reduction == "add"
+def _scatter_family(node: Node) -> Family:
+    kinds: dict[str, Family] = {"none": "route", "add": "sum", "mul": "proportion", "max": "max", "min": "max"}
+    return kinds.get(node.attributes.get("reduction", "none"), "other")
 
 
-@op("ScatterElements", "Scatter", family="route", inputs=(0, 2))
+scatter = partial(op, family="route", family_of=_scatter_family)
+_REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+def _scattered(x: Tensor, axis: int, index: Tensor, updates: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return x.scatter(axis, index, updates)
+    if reduction not in _REDUCTIONS:
+        raise UnsupportedOpError(f"reduction '{reduction}' is not known")
+    return x.scatter_reduce(axis, index, updates, _REDUCTIONS[reduction])
+
+
+@scatter("ScatterElements", "Scatter", inputs=(0, 2))
 def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
     index = indices.long().to(x.device)
-    index = torch.where(index < 0, index + x.shape[axis], index)
-    return x.scatter_add(axis, index, updates) if _adds(reduction) else x.scatter(axis, index, updates)
+    return _scattered(x, axis, torch.where(index < 0, index + x.shape[axis], index), updates, reduction)
 
 
-@op("ScatterND", family="route", inputs=(0, 2))
+@scatter("ScatterND", inputs=(0, 2))
 def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
-    return x.index_put(indices.long().to(x.device).unbind(-1), updates, accumulate=_adds(reduction))
+    *rows, depth = indices.shape
+    index = torch.zeros(rows, dtype=torch.long, device=x.device)  # of the slice that each update goes to
+    for size, part in zip(x.shape, indices.long().to(x.device).unbind(-1), strict=False):
+        index = index * size + torch.where(part < 0, part + size, part)
+    rest = math.prod(x.shape[depth:])
+    flat, new = x.reshape(-1, rest), updates.reshape(-1, rest)
+    return _scattered(flat, 0, index.reshape(-1, 1).expand(-1, rest), new, reduction).reshape(x.shape)
+
+
+@op("TensorScatter", family="route", inputs=(0, 1))
+def tensor_scatter(
+    past: Tensor, update: Tensor, write_indices: Tensor | None = None, *, axis: int = -2, mode: str = "linear"
+) -> Tensor:
+    along = axis % past.ndim
+    count, size = update.shape[along], past.shape[along]
+    first = torch.zeros(len(past), dtype=torch.long) if write_indices is None else write_indices.long()
+    index = (first[:, None] + torch.arange(count)).to(past.device)  # (N, count)
+    index = index % size if mode == "circular" else index
+    shape = [len(past) if d == 0 else count if d == along else 1 for d in range(past.ndim)]
+    return past.scatter(along, index.reshape(shape).expand(update.shape), update)
+
+
+@route("ReverseSequence")
+def reverse_sequence(x: Tensor, sequence_lens: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> Tensor:
+    time = torch.arange(x.shape[time_axis], device=x.device)
+    lengths = sequence_lens.long().to(x.device)[:, None]
+    index = torch.where(time < lengths, lengths - 1 - time, time)  # (N, T)
+    index = index if batch_axis < time_axis else index.T
+    shape = [s if d in (batch_axis, time_axis) else 1 for d, s in enumerate(x.shape)]
+    return x.gather(time_axis, index.reshape(shape).expand(x.shape))
 
 
 @route("Compress")
@@ -93,6 +133,22 @@ def one_hot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -
 @op("NonZero", inputs=())
 def non_zero(x: Tensor) -> Tensor:
     return x.nonzero().T
+
+
+@op("Unique", inputs=())
+def unique(x: Tensor, *, axis: int | None = None, sorted: int = 1) -> tuple[Tensor, ...]:
+    """Values, where each is first, which of the values each element is, and how often each is there."""
+    x = x.flatten() if axis is None else x
+    along = axis or 0
+    values, inverse, counts = torch.unique(x, dim=along, return_inverse=True, return_counts=True)
+    first = torch.full_like(counts, len(inverse)).scatter_reduce(
+        0, inverse, torch.arange(len(inverse), device=x.device), "amin"
+    )
+    if not sorted:  # in order of appearance
+        order = first.argsort()
+        values, first, counts = values.index_select(along, order), first[order], counts[order]
+        inverse = order.argsort()[inverse]
+    return values, first, inverse, counts
 
 
 @op("EyeLike", inputs=())

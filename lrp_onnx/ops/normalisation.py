@@ -133,6 +133,6 @@ def hardmax(x: Tensor, *, axis: int = -1) -> Tensor:
     return torch.zeros_like(x).scatter(axis, x.argmax(dim=axis, keepdim=True), 1.0)
 
 
-@op("LogSoftmax")
+@op("LogSoftmax", family="activation")
 def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     return torch.log_softmax(x, dim=axis)

@@ -148,7 +148,7 @@ def _global_builder(node: Node, constants: Mapping[int, Tensor], active: Sequenc
     return Linear(lambda x, _: global_average_pool(x), transpose, weight=None)
 
 
-@op("LpPool")
+@op("LpPool", family="proportion")
 def lp_pool(
     x: Tensor,
     *,
@@ -166,7 +166,7 @@ def lp_pool(
     return (_box(powers, kernel_shape, steps, gaps) * math.prod(kernel_shape)) ** (1 / p)
 
 
-@op("GlobalLpPool")
+@op("GlobalLpPool", family="proportion")
 def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
     return torch.linalg.vector_norm(x, ord=p, dim=tuple(range(2, x.ndim)), keepdim=True)
 

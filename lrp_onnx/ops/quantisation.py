@@ -54,3 +54,13 @@ def dequantize_linear(
     if zero_point is not None:
         levels = levels - _along(zero_point, x, axis, block_size).to(scale)
     return levels * _along(scale, x, axis, block_size)
+
+
+@activation("DynamicQuantizeLinear")
+def dynamic_quantize_linear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels, scale and zero point of eight bits that hold the range of x and zero."""
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    scale = (high - low) / 255
+    zero_point = torch.where(scale > 0, torch.round(-low / scale), 0.0).clamp(0, 255).to(torch.uint8)
+    safe = torch.where(scale > 0, scale, 1.0)
+    return quantize_linear(x, safe, zero_point), scale, zero_point

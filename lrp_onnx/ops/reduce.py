@@ -60,34 +60,34 @@ def reduce_min(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_emp
     return -first_maximum(-x, dims, keepdim=bool(keepdims))
 
 
-@op("ReduceProd", inputs=(0,))
+@op("ReduceProd", family="proportion", inputs=(0,))
 def reduce_prod(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     for d in sorted(_dims(x, axes, noop_with_empty_axes), reverse=True):
         x = x.prod(dim=d, keepdim=bool(keepdims))
     return x
 
 
-@op("ReduceL1", inputs=(0,))
+@op("ReduceL1", family="proportion", inputs=(0,))
 def reduce_l1(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
     return reduce_sum(x.abs(), axes, **options)
 
 
-@op("ReduceL2", inputs=(0,))
+@op("ReduceL2", family="proportion", inputs=(0,))
 def reduce_l2(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
     return reduce_sum(x * x, axes, **options).sqrt()
 
 
-@op("ReduceSumSquare", inputs=(0,))
+@op("ReduceSumSquare", family="proportion", inputs=(0,))
 def reduce_sum_square(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
     return reduce_sum(x * x, axes, **options)
 
 
-@op("ReduceLogSum", inputs=(0,))
+@op("ReduceLogSum", family="proportion", inputs=(0,))
 def reduce_log_sum(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
     return reduce_sum(x, axes, **options).log()
 
 
-@op("ReduceLogSumExp", inputs=(0,))
+@op("ReduceLogSumExp", family="max", inputs=(0,))
 def reduce_log_sum_exp(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     dims = _dims(x, axes, noop_with_empty_axes)
     return x.logsumexp(dim=dims, keepdim=bool(keepdims)) if dims else x
@@ -100,6 +100,21 @@ def cumulative_sum(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int 
     total = x.cumsum(along, dtype=x.dtype)
     total = total - x if exclusive else total
     return total.flip(along) if reverse else total
+
+
+@op("CumProd", family="proportion", inputs=(0,))
+def cumulative_product(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
+    along = int(axis)
+    x = x.flip(along) if reverse else x
+    if exclusive:
+        x = torch.cat([torch.ones_like(x.narrow(along, 0, 1)), x.narrow(along, 0, x.shape[along] - 1)], along)
+    product = x.cumprod(along, dtype=x.dtype)
+    return product.flip(along) if reverse else product
+
+
+@op("Det", family="proportion")
+def determinant(x: Tensor) -> Tensor:
+    return torch.linalg.det(x)
 
 
 @op("ArgMax", inputs=())

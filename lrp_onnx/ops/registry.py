@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,8 @@ Family = Literal[
     "quotient",  # Div
     "normalisation",  # LayerNormalization and kin
     "softmax",
+    "recurrent",  # LSTM, GRU, RNN
+    "proportion",  # each element has a share in the result by its own part in it: ReduceL2, LpPool, ReduceProd …
     "other",  # known in the forward pass, no default rule
 ]
 
@@ -38,6 +40,8 @@ class Op:
 
     Attributes
     ----------
+    family : Family
+        Decides the rule that the op gets by default.
     forward : callable
         Takes the op's inputs in order (None where absent) and its attributes as keyword arguments, with ONNX's
         defaults; gives a tensor or a tuple of tensors.
@@ -52,6 +56,8 @@ class Op:
     adjoint : callable or None
         `adjoint(relevance, shapes, **attributes)`, the transpose of an op that only moves or sums elements, where it is
         cheaper than differentiating `forward`.
+    family_of : callable or None
+        The family of a node whose attributes make it another one than `family`.
     """
 
     op_type: str
@@ -62,6 +68,7 @@ class Op:
     detached: tuple[int, ...] = ()
     linear: LinearBuilder | None = None
     adjoint: Callable[..., Sequence[Tensor]] | None = None
+    family_of: Callable[[Node], Family] | None = None
 
     def differentiable(self, node: Node) -> tuple[int, ...]:
         """Input positions of `node` that a gradient could flow to."""
@@ -140,8 +147,9 @@ def op(
 
 
 def find(node: Node) -> Op | None:
-    """The registered op of a node, or None."""
-    return OPS.get((node.domain, node.op_type))
+    """The registered op of a node, with the family that the node has; None where there is none."""
+    found = OPS.get((node.domain, node.op_type))
+    return replace(found, family=found.family_of(node)) if found and found.family_of else found
 
 
 class Tensors(Protocol):
@@ -235,6 +243,13 @@ def pullback(function: Callable[..., Any], *primals: Tensor | None) -> Callable[
 
     By autograd, not `torch.func.vjp`: inside of that, older torch cannot read axes and sizes out of a tensor.
     """
+    return linearised(function, *primals)[1]
+
+
+def linearised(
+    function: Callable[..., Any], *primals: Tensor | None
+) -> tuple[list[Tensor], Callable[..., tuple[Tensor, ...]]]:
+    """The outputs of `function` at `primals`, and its vector-Jacobian product there."""
     with torch.enable_grad():
         leaves = [p.detach().requires_grad_() for p in primals if p is not None]
         result = function(*leaves)
@@ -248,7 +263,20 @@ def pullback(function: Callable[..., Any], *primals: Tensor | None) -> Callable[
         zs, rs = zip(*reached, strict=True)
         return torch.autograd.grad(zs, leaves, rs, materialize_grads=True)
 
-    return pull
+    return [output.detach() for output in outputs], pull
+
+
+def pushforward(function: Callable[..., Tensor], *primals: Tensor) -> Tensor:
+    """The derivative of `function` at `primals` times `primals`: what they would give if it were linear.
+
+    As the derivative of the pullback, which every op has; forward differentiation in torch takes a second to import.
+    """
+    with torch.enable_grad():
+        leaves = [p.detach().requires_grad_() for p in primals]
+        result = function(*leaves)
+        weight = torch.zeros_like(result, requires_grad=True)
+        flows = torch.autograd.grad(result, leaves, weight, create_graph=True)
+    return torch.autograd.grad(flows, weight, primals)[0]
 
 
 def means(forward: Callable[..., Tensor], **attributes: Any) -> Linear:

@@ -216,6 +216,14 @@ WEIGHTED = [
     Case("Upsample", {0: (1, 2, 3, 4)}, {1: np.array([1.0, 1.0, 2.0, 3.0])}),
     Case("Resize", {0: (2, 3, 4, 5)}, {3: [6, 7]}, {"axes": [2, 3], "mode": "linear"}),
     Case("Resize", {0: (4, 5)}, {3: [3, 9]}, {"mode": "cubic", "keep_aspect_ratio_policy": "not_larger"}),
+    *(
+        Case("DFT", {0: (2, 6, 3, parts)}, {1: size, 2: 1}, {"inverse": inverse, "onesided": onesided})
+        for parts, inverse, onesided in ((1, 0, 0), (1, 0, 1), (2, 0, 0), (2, 1, 0), (2, 1, 1))
+        for size in (6, 4, 9)
+    ),
+    Case("DFT", {0: (2, 6, 2)}),
+    Case("STFT", {0: (2, 20, 1)}, {1: 3, 2: (8,), 3: 8}),
+    Case("STFT", {0: (2, 20, 2)}, {1: 4, 3: 5}, {"onesided": 0}),
 ]  # fmt: skip
 
 ROUTING = [
@@ -263,6 +271,20 @@ ROUTING = [
     Case("Neg", {0: (3, 4)}),
     *(Case("CumSum", {0: (3, 4)}, {1: 1}, {"exclusive": e, "reverse": r}) for e in (0, 1) for r in (0, 1)),
     Case("GridSample", {0: (1, 2, 4, 5)}, {1: (1, 3, 3, 2)}, {"mode": "cubic", "padding_mode": "reflection"}),
+    Case("Col2Im", {0: (2, 12, 16)}, {1: [5, 6], 2: [2, 3]}, {"pads": [0, 0, 0, 0]}),
+    Case("Col2Im", {0: (2, 3, 4)}, {1: [6], 2: [3]}, {"pads": [1, 2], "strides": [2], "dilations": [1]}),
+    Case("ReverseSequence", {0: (4, 3, 2)}, {1: [4, 1, 2]}),
+    Case("ReverseSequence", {0: (2, 3, 4)}, {1: [3, 2]}, {"batch_axis": 0, "time_axis": 1}),
+    Case("TensorScatter", {0: (2, 5, 3), 1: (2, 2, 3)}, {2: [1, 3]}),
+    Case("TensorScatter", {0: (2, 3, 5, 2), 1: (2, 3, 4, 2)}, {2: [1, 3]}, {"mode": "circular"}),
+    Case("RoiAlign", {0: (2, 3, 6, 7)}, {1: [[0.5, 1, 4, 5.5], [-1, 2, 9, 3]], 2: [0, 1]}, {"output_height": 2}),
+    Case("DeformConv", {0: (2, 4, 5, 5)}, {1: (3, 4, 2, 2), 2: (2, 8, 4, 4)}, {"group": 1}),
+    Case(
+        "DeformConv",
+        {0: (1, 4, 6, 5)},
+        {1: (2, 4, 3, 2), 2: (1, 24, 3, 3), 3: (2,), 4: (1, 12, 3, 3)},
+        {"offset_group": 2, "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    ),
 ]  # fmt: skip
 
 

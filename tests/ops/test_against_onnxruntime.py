@@ -128,6 +128,47 @@ def test_indices_of_a_max_pool_and_back(storage_order: int) -> None:
     compare("MaxUnpool", [pooled.numpy(), indices.numpy()], {"kernel_shape": [2, 2], "strides": [2, 2]}, 11)
 
 
+# ---- recurrent layers
+
+ACTIVATIONS = ["Tanh", "Sigmoid", "Relu", "Softsign", "LeakyRelu", "HardSigmoid", "Elu", "ScaledTanh", "Affine"]
+
+
+def recurrent_case(rng: Random, op: str) -> tuple[str, list[Array | None], dict[str, Any], int, int]:
+    gates, squashes = {"RNN": (1, 1), "GRU": (3, 2), "LSTM": (4, 3)}[op]
+    time, batch, width, size = (int(n) for n in rng.integers(1, 5, 4))
+    direction = str(rng.choice(["forward", "reverse", "bidirectional"]))
+    d = 2 if direction == "bidirectional" else 1
+    given = rng.random(5) < 0.5
+    inputs: list[Array | None] = [
+        normal(rng, time, batch, width),
+        normal(rng, d, gates * size, width),
+        normal(rng, d, gates * size, size),
+        normal(rng, d, 2 * gates * size) if given[0] else None,
+        rng.integers(1, time + 1, batch).astype(np.int32) if given[1] else None,
+        normal(rng, d, batch, size) if given[2] else None,
+    ]
+    if op == "LSTM":
+        inputs += [normal(rng, d, batch, size) if given[3] else None, normal(rng, d, 3 * size) if given[4] else None]
+    attributes: dict[str, Any] = {"hidden_size": size, "direction": direction}
+    if rng.random() < 0.5:
+        attributes["activations"] = [str(a) for a in rng.choice(ACTIVATIONS, squashes * d)]
+        attributes["activation_alpha"] = [float(a) for a in rng.uniform(0.1, 0.9, squashes * d)]
+        attributes["activation_beta"] = [float(a) for a in rng.uniform(0.1, 0.9, squashes * d)]
+    if rng.random() < 0.3:
+        attributes["clip"] = 0.7
+    if op == "GRU":
+        attributes["linear_before_reset"] = int(rng.integers(2))
+    if op == "LSTM":
+        attributes["input_forget"] = int(rng.random() < 0.3)
+    return op, inputs, attributes, 14, 3 if op == "LSTM" else 2
+
+
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+def test_recurrent_layers_with_random_attributes(op: str) -> None:
+    for seed in range(100):
+        compare(*recurrent_case(np.random.default_rng(seed), op))
+
+
 # ---- Resize
 
 COORDINATES = ["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"]
@@ -171,12 +212,17 @@ RNG = np.random.default_rng(0)
 X = 2 * normal(RNG, 2, 3, 5, 4)
 
 
-def f(*values: float) -> Array:
+def f(*values: Any) -> Array:
     return np.array(values, np.float32)
 
 
-def i(*values: int) -> Array:
-    return np.array(values, np.int64)
+def i(*values: Any) -> Array:
+    return np.array(values[0] if isinstance(values[0], list) else values, np.int64)
+
+
+ROIS = f([0.5, 1, 7, 9.5], [2, 3, 11, 4], [-2, 0, 3, 20], [5.1, 5.2, 5.5, 5.3])
+BOXES = np.abs(normal(RNG, 2, 6, 4))
+DEFORMED = {"group": 2, "offset_group": 2, "strides": [2, 1], "pads": [1, 0, 1, 0], "dilations": [1, 2]}
 
 
 NODES: list[tuple[Any, ...]] = [
@@ -231,6 +277,64 @@ NODES: list[tuple[Any, ...]] = [
         for axes in ([1], [1, -1])
         for keep in (0, 1)
     ),
+    *(
+        ("ScatterND", [normal(RNG, 4, 3), i([[0], [2], [0]]), normal(RNG, 3, 3)], {"reduction": kind}, 18)
+        for kind in ("mul", "max", "min")
+    ),
+    *(
+        ("ScatterElements", [normal(RNG, 4, 3), i([[0, 1, 2], [0, -1, 2]]), normal(RNG, 2, 3)], {"reduction": kind}, 18)
+        for kind in ("add", "mul", "max", "min")
+    ),
+    ("ReverseSequence", [X, i(2, 1, 2)], {"batch_axis": 1, "time_axis": 0}, 10),
+    ("ReverseSequence", [X[0], i(3, 1, 4)], {"batch_axis": 0, "time_axis": 1}, 10),
+    *(("Unique", [np.round(X)], {"sorted": order}, 11, 4) for order in (0, 1)),
+    ("Unique", [np.sign(X[0, 0])], {"axis": 1}, 11, 4),
+    ("Det", [normal(RNG, 2, 3, 3)], {}, 11),
+    ("Col2Im", [normal(RNG, 2, 12, 16), i(5, 6), i(2, 3)], {"pads": [0, 0, 0, 0]}, 18),
+    ("Col2Im", [normal(RNG, 1, 8, 12), i(5, 4), i(2, 2)], {"pads": [1, 0, 0, 1], "strides": [2, 1]}, 18),
+    *(
+        ("DFT", [normal(RNG, 2, 6, parts), np.array(size), np.array(1)], {"inverse": inverse, "onesided": onesided}, 20)
+        for parts, inverse, onesided in ((1, 0, 0), (1, 0, 1), (2, 0, 0), (2, 1, 0))
+        for size in (6, 4, 8)
+    ),
+    ("STFT", [normal(RNG, 2, 40, 1), np.array(4), normal(RNG, 16), np.array(16)], {}, 17),
+    ("STFT", [normal(RNG, 2, 40, 1), np.array(4), None, np.array(8)], {"onesided": 0}, 17),
+    *(
+        (
+            "RoiAlign",
+            [normal(RNG, 2, 3, 8, 9), ROIS, i(0, 1, 1, 0)],
+            {
+                "mode": mode,
+                "coordinate_transformation_mode": coordinates,
+                "sampling_ratio": ratio,
+                "output_height": 3,
+                "output_width": 2,
+                "spatial_scale": 0.7,
+            },
+            16,
+        )
+        for mode in ("avg", "max")
+        for coordinates in ("half_pixel", "output_half_pixel")
+        for ratio in (0, 2)
+    ),
+    (
+        "MaxRoiPool",
+        [normal(RNG, 2, 3, 8, 9), np.concatenate([f([0], [1], [1], [0]), ROIS], 1).astype(np.float32)],
+        {"pooled_shape": [3, 2], "spatial_scale": 0.7},
+        9,
+    ),
+    *(
+        ("DeformConv", [normal(RNG, 2, 4, 7, 6), normal(RNG, 6, 4 // group, 3, 2), *more], attributes, 19)
+        for group, more, attributes in (
+            (1, [normal(RNG, 2, 12, 5, 5)], {}),
+            (2, [normal(RNG, 2, 24, 4, 4), normal(RNG, 6), normal(RNG, 2, 12, 4, 4)], DEFORMED),
+        )
+    ),
+    *(
+        ("NonMaxSuppression", [BOXES, normal(RNG, 2, 3, 6), i(3), f(0.4), f(-0.5)], {"center_point_box": centre}, 11)
+        for centre in (0, 1)
+    ),
+    ("CumProd", [X, np.array(2)], {"exclusive": 1, "reverse": 1}, 26),
     *(
         ("GridSample", [X, normal(RNG, 2, 6, 7, 2)], {"mode": mode, "padding_mode": padding, "align_corners": corners})
         for mode in ("linear", "nearest", "cubic")

@@ -29,3 +29,11 @@ def test_share_of_each_factor(text: str, parameters: dict[str, str], share: floa
     relevance = explainer.explain({"a": A, "b": B}, R).relevance
     torch.testing.assert_close(relevance["a"], torch.from_numpy(share * R))
     torch.testing.assert_close(relevance["b"], torch.from_numpy((1 - share) * R.sum((2, 3), keepdims=True)))
+
+
+@pytest.mark.parametrize("call", ["Div(two, a)", "Pow(a, two)", "Pow(two, a)", "Reciprocal(a)", "Exp(a)"])
+def test_a_function_of_one_activation_hands_on_what_it_gets(call: str) -> None:
+    model = onnx.parser.parse_model(HEAD.replace(", float[N, 3, 1, 1] b", "") + f"{{ y = {call} }}")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(2.0, np.float32), "two"))
+    relevance = Explainer(model, "epsilon", dtype="float64").explain(np.abs(A) + 1, R).relevance
+    torch.testing.assert_close(relevance["a"], torch.from_numpy(R))
