@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ import onnx
 from lrp_onnx.converters.conversion import CLASSES_KEY
 from lrp_onnx.data import Dataset, open_dataset
 from lrp_onnx.data.dataset import reason_of
+from lrp_onnx.data.sources import Unknown
+from lrp_onnx.data.texts import is_text, open_texts
+from lrp_onnx.engine.analysis import relevance_path
+from lrp_onnx.engine.seed import output_name
 from lrp_onnx.errors import DataError
 from lrp_onnx.graph import Graph, load
 from lrp_onnx.preprocess import METADATA_KEY, PRESETS, Preprocess, guess_layout
@@ -29,7 +33,7 @@ class Feed:
     Attributes
     ----------
     input : str
-        Name of the model's input.
+        Name of the model's input; of several, the first that can have relevance.
     shape : tuple
         Its shape without batch; a free dimension is a string or None.
     preprocess : Preprocess or None
@@ -42,6 +46,8 @@ class Feed:
         What the model's input holds.
     notes : tuple of str
         What was guessed and the user should know.
+    others : mapping of str to numpy.dtype
+        The model's further inputs, and what they hold.
     """
 
     input: str
@@ -51,6 +57,7 @@ class Feed:
     channels_last: bool
     dtype: np.dtype[Any]
     notes: tuple[str, ...] = ()
+    others: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
 
     def pad(self, values: np.ndarray) -> np.ndarray:
         """Repeat the last sample until the model's fixed batch size is reached; results beyond n are to be dropped."""
@@ -59,9 +66,17 @@ class Feed:
 
     def batch_of(self, inputs: np.ndarray) -> np.ndarray:
         """A batch as the model takes it: its type, its fixed batch size."""
-        if self.dtype.kind in "iu" and inputs.dtype.kind == "f":
-            inputs = np.rint(inputs)
-        return self.pad(inputs.astype(self.dtype, copy=False))
+        return self._as(self.dtype, inputs)
+
+    def batch_by_name(self, inputs: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A batch for every input of the model, by name; see `batch_of`."""
+        further = {name: self._as(dtype, others[name]) for name, dtype in self.others.items()}
+        return {self.input: self.batch_of(inputs), **further}
+
+    def _as(self, dtype: np.dtype[Any], values: np.ndarray) -> np.ndarray:
+        if dtype.kind in "iu" and values.dtype.kind == "f":
+            values = np.rint(values)
+        return self.pad(values.astype(dtype, copy=False))
 
     def picture_size(self, inputs: np.ndarray) -> tuple[int, int] | None:
         """Height and width of a batch of pictures, pixels; None where the inputs are none."""
@@ -149,9 +164,9 @@ def classes_of(graph: Graph) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names)
 
 
-def number_of_outputs(graph: Graph) -> int | None:
-    """K where the first output is (N, K), None otherwise."""
-    shape = next(iter(graph.outputs.values())).shape
+def number_of_outputs(graph: Graph, output: str | None = None) -> int | None:
+    """K where an output (the first) is (N, K), None otherwise."""
+    shape = graph.outputs[output_name(graph, output)].shape
     return shape[1] if shape is not None and len(shape) == 2 and isinstance(shape[1], int) else None
 
 
@@ -160,6 +175,8 @@ def open_both(
     data: Dataset | str | os.PathLike[str],
     *,
     unlabelled: bool = False,
+    output: str | None = None,
+    vocabulary: str | os.PathLike[str] | None = None,
 ) -> tuple[Graph, Dataset]:
     """Load a model and open a data set with the model's class names.
 
@@ -169,6 +186,10 @@ def open_both(
         Either may be open already.
     unlabelled : bool
         Read folders and labels that match no class of the model as unlabelled.
+    output : str, optional
+        Name of the output that labels are of; the first by default.
+    vocabulary : path-like, optional
+        For texts, see `open_texts`.
 
     Raises
     ------
@@ -177,14 +198,14 @@ def open_both(
     """
     graph = model if isinstance(model, Graph) else load(model)
     classes = classes_of(graph)
-    outputs = number_of_outputs(graph)
+    outputs = number_of_outputs(graph, output)
     if classes is not None and outputs is not None and outputs > 1 and len(classes) != outputs:
         raise DataError(
             f"{graph.name} has {outputs} outputs, but {len(classes)} class names; give as many with --classes"
         )
     if isinstance(data, Dataset):
         return graph, data
-    dataset = open_dataset(data, classes=classes, unknown="unlabelled" if unlabelled else "error")
+    dataset = _open(graph, data, classes, "unlabelled" if unlabelled else "error", vocabulary)
     if outputs is None or not (dataset.labels >= 0).any():
         return graph, dataset
     fits = dataset.labels.max() < max(outputs, 2)  # one output tells two classes apart
@@ -206,24 +227,53 @@ def open_both(
     )
 
 
+def _open(
+    graph: Graph,
+    data: str | os.PathLike[str],
+    classes: tuple[str, ...] | None,
+    unknown: Unknown,
+    vocabulary: str | os.PathLike[str] | None,
+) -> Dataset:
+    inputs = {name: graph.inputs[name].shape for name in _inputs(graph)}
+    if not is_text(data):
+        if vocabulary is not None:
+            raise DataError(f"{data}: a vocabulary is for texts, a .txt file or a table with a column 'text'")
+        return open_dataset(data, classes=classes, unknown=unknown, inputs=tuple(inputs))
+    if vocabulary is None:
+        raise DataError(f"{data}: texts need a vocabulary (--vocab): a tokenizer.json, or a vocab.txt of WordPiece")
+    return open_texts(data, vocabulary, inputs, classes=classes, unknown=unknown)
+
+
+def _inputs(graph: Graph) -> list[str]:
+    """Names of the model's inputs, the first that can have relevance before the others."""
+    path = relevance_path(graph, output_name(graph), hold_detached=True)
+    reached = {node.inputs[position] for node, active in path for position in active}
+    return sorted(graph.inputs, key=lambda name: name not in reached)
+
+
 def feed_for(graph: Graph, dataset: Dataset) -> Feed:
     """Decide how `dataset` goes into the model.
 
     Raises
     ------
     DataError
-        When the model has several inputs, or its preprocessing gives something else than it takes.
+        When the model has inputs that the data set does not have, or its preprocessing gives something else than it
+        takes.
     """
-    if len(graph.inputs) != 1:
+    first, *others = _inputs(graph)
+    given = dataset.samples[0].others if len(dataset) else {}
+    if missing := [name for name in others if name not in given]:
         raise DataError(
-            f"{graph.name} has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); a data set holds one a sample. "
-            "Explain it in Python, with Explainer.explain({name: array, …})"
+            f"{graph.name} has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}), and {dataset.root} nothing for "
+            f"'{missing[0]}'; give it an .npz file with an array, or a table with a column, for each"
         )
-    (info,) = graph.inputs.values()
+    info = graph.inputs[first]
     shape = info.shape or ()
     preprocess = Preprocess.from_metadata(graph.metadata)
-    notes = []
-    pictures = dataset.array is None or (dataset.array.dtype == np.uint8 and len(shape) == 4)
+    notes = list(graph.notes)
+    pictures = dataset.of_pictures or (
+        dataset.array is not None and dataset.array.dtype == np.uint8 and len(shape) == 4
+    )
     if preprocess is None and pictures and (dataset.array is None or dataset.array.shape[1:] != tuple(shape[1:])):
         preprocess = Preprocess.from_input_shape(shape)
         notes.append(
@@ -237,12 +287,26 @@ def feed_for(graph: Graph, dataset: Dataset) -> Feed:
             f"{wanted}; mend size, layout or colour with --preprocess"
         )
     batch = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(info.elem_type))
-    return Feed(info.name, shape[1:], preprocess, batch, _channels_last(preprocess, shape), dtype, tuple(notes))
+    dtypes = {name: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(i.elem_type)) for name, i in graph.inputs.items()}
+    return Feed(
+        info.name,
+        shape[1:],
+        preprocess,
+        batch,
+        _channels_last(preprocess, shape),
+        dtypes[first],
+        tuple(notes),
+        {name: dtypes[name] for name in others},
+    )
 
 
 def first_readable(dataset: Dataset, feed: Feed) -> np.ndarray:
-    """The first sample that can be read, without batch.
+    """The first sample that can be read, without batch; see `first_inputs`."""
+    return first_inputs(dataset, feed)[0]
+
+
+def first_inputs(dataset: Dataset, feed: Feed) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What the model's input, and its further ones by name, get of the first sample that can be read, without batch.
 
     Raises
     ------
@@ -252,14 +316,14 @@ def first_readable(dataset: Dataset, feed: Feed) -> np.ndarray:
     reason = ""
     for row, sample in enumerate(dataset.samples):
         try:
-            values = dataset.read(row, feed.preprocess)
+            values, others = dataset.read(row, feed.preprocess), dataset.read_others(row, feed.preprocess)
         except Exception as error:  # decoders raise anything on broken files
             reason = reason or f"{sample.path}: {reason_of(error)}"
             continue
         if not _fits(values.shape, feed.shape):
             wanted = tuple("any" if size is None else size for size in feed.shape)
             raise DataError(f"{sample.path} has shape {values.shape}; the model's input '{feed.input}' takes {wanted}")
-        return values
+        return values, others
     raise DataError(f"{dataset.root}: none of the {len(dataset)} samples could be read; the first, {reason}")
 
 

@@ -6,12 +6,14 @@ import csv
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lrp_onnx.data import Dataset, batches
+from lrp_onnx.engine.seed import output_name
 from lrp_onnx.errors import DataError
 from lrp_onnx.files import written_whole
 from lrp_onnx.forward import make_forward
@@ -138,9 +140,12 @@ def predict(
     model: Model,
     data: Dataset | str | os.PathLike[str],
     *,
+    output: str | None = None,
+    vocabulary: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     loss: Loss | None = None,
     threshold: float | None = None,
+    trial: Dataset | None = None,
 ) -> Iterator[BatchResult]:
     """Run a model over a data set, batch by batch; unreadable samples go to ``data.failures``.
 
@@ -150,32 +155,39 @@ def predict(
         Path, bytes, onnx.ModelProto or Graph.
     data
         Path or Dataset.
+    output : str, optional
+        Name of the output that predicts; the first by default.
+    vocabulary : path-like, optional
+        For texts, see `open_texts`.
     batch_size : int
         Samples at a time, if the model leaves it free.
     loss, threshold
         As in `judge`; for regression data only.
+    trial : Dataset, optional
+        Where a readable sample is looked for first; the data by default, of which then not all may be unreadable.
 
     Raises
     ------
     ModelError, DataError
         When one cannot be read, or they do not fit each other.
     """
-    graph, dataset = open_both(model, data)
-    feed, name = feed_for(graph, dataset), next(iter(graph.outputs))
+    graph, dataset = open_both(model, data, output=output, vocabulary=vocabulary)
+    feed, name = feed_for(graph, dataset), output_name(graph, output)
     judged = Judge(graph, name, dataset, feed, loss, threshold)
-    first_readable(dataset, feed)
+    first_readable(dataset if trial is None else trial, feed)
     forward = make_forward(graph, [name], torch.float32, torch.device("cpu"))
     for batch in batches(dataset, feed.preprocess, feed.batch or batch_size):
         n = len(batch.rows)
-        output = forward({feed.input: torch.from_numpy(feed.batch_of(batch.inputs))})[name].numpy()
-        if not output.ndim or len(output) < n:
+        given = feed.batch_by_name(batch.inputs, batch.others)
+        logits = forward({key: torch.from_numpy(value) for key, value in given.items()})[name].numpy()
+        if not logits.ndim or len(logits) < n:
             raise DataError(
-                f"{graph.name}: output '{name}' has shape {output.shape} for a batch of {n}; expected a row per sample"
+                f"{graph.name}: output '{name}' has shape {logits.shape} for a batch of {n}; expected a row per sample"
             )
-        output = output[:n]
-        scores = own_output(graph, name, output)
-        verdict = judged(output, batch.inputs, batch.labels, batch.targets)
-        yield BatchResult(batch.rows, batch.paths, batch.labels, batch.targets, output, scores, verdict)
+        logits = logits[:n]
+        scores = own_output(graph, name, logits)
+        verdict = judged(logits, batch.inputs, batch.labels, batch.targets)
+        yield BatchResult(batch.rows, batch.paths, batch.labels, batch.targets, logits, scores, verdict)
 
 
 def write_predictions(
@@ -183,10 +195,13 @@ def write_predictions(
     data: Dataset | str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
+    output: str | None = None,
+    vocabulary: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     loss: Loss | None = None,
     threshold: float | None = None,
     overwrite: bool = False,
+    scheduler: str | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
     """Write a CSV file with a row per sample: image, label, predicted, correct, loss, score_<class>…
@@ -201,10 +216,12 @@ def write_predictions(
 
     Parameters
     ----------
-    model, data, batch_size, loss, threshold
+    model, data, output, vocabulary, batch_size, loss, threshold
         As in `predict`.
     path : path-like
     overwrite : bool
+    scheduler : str, optional
+        Where to compute, if not here: "local:N" or the address of a Dask scheduler; see `lrp_onnx.distributed`.
     progress : callable (done, total), optional
 
     Raises
@@ -215,12 +232,18 @@ def write_predictions(
         As `predict`.
     """
     path = Path(path)
+    compute: Callable[..., Iterator[BatchResult]] = predict
+    if scheduler is not None:
+        from lrp_onnx.distributed import predict_on
+
+        compute = partial(predict_on, scheduler)
     with written_whole(path, overwrite=overwrite) as new:
-        graph, dataset = open_both(model, data)
+        graph, dataset = open_both(model, data, output=output, vocabulary=vocabulary)
         rows: _Rows | None = None
         with new.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
-            for result in predict(graph, dataset, batch_size=batch_size, loss=loss, threshold=threshold):
+            results = compute(graph, dataset, output=output, batch_size=batch_size, loss=loss, threshold=threshold)
+            for result in results:
                 if rows is None:
                     rows = _Rows(dataset, classes_of(graph) or dataset.classes, result, loss)
                     table.writerow(rows.header)

@@ -150,13 +150,29 @@ class Preprocess:
         DataError
             When the picture's values have no defined 8-bit meaning.
         """
-        resized = self._resize(as_rgb(image))
-        pixels = np.asarray(resized.convert("L") if self.colour == "L" else resized)
-        pixels = pixels.reshape(*self.size, self.channels)
-        if self.colour == "BGR":
+        return self.of_pixels(np.asarray(self._resize(as_rgb(image))))
+
+    def of_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn a picture that is resized and cropped already into the model's input.
+
+        Parameters
+        ----------
+        pixels : numpy.ndarray
+            uint8 (H, W, 3), RGB, of height and width `self.size`.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, shape `self.shape`.
+        """
+        if self.colour == "L":
+            pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+        elif self.colour == "BGR":
             pixels = pixels[..., ::-1]
-        planes = [table[pixels[..., channel]] for channel, table in enumerate(self._table)]
-        return np.stack(planes, axis=0 if self.layout == "NCHW" else -1)
+        planes = np.empty((self.channels, *self.size), np.float32)
+        for channel, table in enumerate(self._table):
+            np.take(table, pixels[..., channel], out=planes[channel], mode="clip")  # clips nothing, and is the fastest
+        return planes if self.layout == "NCHW" else np.ascontiguousarray(np.moveaxis(planes, 0, -1))
 
     def geometry(self, width: int, height: int) -> np.ndarray:
         """Where the points of a picture come to lie in the model's input.

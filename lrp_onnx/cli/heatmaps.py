@@ -22,11 +22,14 @@ from lrp_onnx.cli.options import (
     LossOption,
     LowOption,
     Model,
+    OutputNameOption,
     OverwriteOption,
     PreprocessOption,
     RuleOption,
+    SchedulerOption,
     ThresholdOption,
     UnlabelledOption,
+    VocabOption,
     load_model,
     read_composite,
     run_extensions,
@@ -47,11 +50,17 @@ def command(
         str,
         typer.Option(
             "--target",
-            metavar="predicted|label|worst|INT",
-            help="The output to explain: the largest, that of the label, or one by number; worst: for regression, the "
-            "output or landmark that is the farthest off.",
+            metavar="predicted|label|worst|CLASS|NAME:…",
+            help="What is explained: the largest output, that of the label, or one by number or name of its class; "
+            "worst: for regression, the output or landmark that is the farthest off; "
+            "index:I,J,…: one element of each sample's output; "
+            "position:P[,CLASS]: a class (the predicted one) at a position of a sequence, -1 for the last; "
+            "segmentation:CLASS[,mask=FILE]: a class where it is predicted, or on a mask; "
+            "box:best or box:B[,class=CLASS][,skip=S]: a box's score, with S numbers in front of the scores; "
+            "similarity:FILE[,cosine|dot]: of an embedding to that in an .npy file, or of another picture or text.",
         ),
     ] = "predicted",
+    output_name: OutputNameOption = None,
     seed: Annotated[
         str,
         typer.Option(
@@ -91,6 +100,7 @@ def command(
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
     unlabelled: UnlabelledOption = False,
+    vocab: VocabOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Samples at a time; memory grows with it.")] = 8,
     device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where to compute.")] = "cpu",
     dtype: Annotated[str, typer.Option("--dtype", metavar="float32|float64", help="Precision.")] = "float32",
@@ -106,6 +116,7 @@ def command(
     bias: BiasOption = None,
     low: LowOption = None,
     high: HighOption = None,
+    scheduler: SchedulerOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted store.")] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -123,7 +134,8 @@ def command(
     run_extensions(extensions)
     rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
     with status(f"Loading {model}"):
-        graph, dataset = open_both(load_model(model, preprocess, classes), data, unlabelled=unlabelled)
+        described = load_model(model, preprocess, classes)
+        graph, dataset = open_both(described, data, unlabelled=unlabelled, output=output_name, vocabulary=vocab)
     with progress("Explaining") as advance:
         options: Any = {
             "seed": seed,
@@ -137,7 +149,9 @@ def command(
                 dataset,
                 output,
                 composite=rules,
-                target=int(target) if target.lstrip("-").isdecimal() else target,  # type: ignore[arg-type]
+                target=target,
+                output=output_name,
+                vocabulary=vocab,
                 layers=layers,
                 errors=errors,
                 correct=correct,
@@ -147,6 +161,7 @@ def command(
                 device=device,
                 layer_dtype=layer_dtype,
                 compress=compress,
+                scheduler=scheduler,
                 resume=resume,
                 overwrite=overwrite,
                 progress=advance,

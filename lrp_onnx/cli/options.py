@@ -19,7 +19,8 @@ Data = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="Folder of pictures (flat, or a sub-folder per class), CSV manifest (image,label), .npy or .npz file.",
+        help="Folder of pictures (flat, or a sub-folder per class), CSV manifest (image,label), .npy or .npz file; "
+        "texts: .txt (one a line) or CSV (text,label). Several inputs: a column, or an array in the .npz, for each.",
         show_default=False,
     ),
 ]
@@ -40,6 +41,24 @@ ClassesOption = Annotated[
         "--classes",
         metavar="FILE",
         help="Class names in the order of the outputs, one a line or a JSON list. Overrides what the model says.",
+        show_default=False,
+    ),
+]
+OutputNameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--output-name",
+        metavar="NAME",
+        help="Output of the model to use; `inspect` lists them.",
+        show_default="the first",
+    ),
+]
+VocabOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--vocab",
+        metavar="FILE",
+        help="For texts: a tokenizer.json, or a vocab.txt of WordPiece.",
         show_default=False,
     ),
 ]
@@ -123,6 +142,15 @@ ClusteredStoreOption = Annotated[
 SmoothOption = Annotated[
     float,
     typer.Option("--smooth", help="Blur heatmaps before comparing them: standard deviation, % of the short edge."),
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="local:N|tcp://HOST:PORT",
+        help="Compute in N processes of this machine, or on the workers of a Dask scheduler that see the same files.",
+        show_default=False,
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -68,7 +68,7 @@ def command(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw heatmaps, overlays on the pictures, and contact sheets; open index.html to see them.
+    """Draw heatmaps, overlays on the pictures, and contact sheets; of texts, their tokens in colours. See index.html.
 
     With --class-mean: a generic heatmap of each class and its spread, all images, right and wrong ones; see sheet.png.
     """
@@ -100,8 +100,12 @@ def command(
                 "sheets": result.sheets,
                 "pictures": result.pictures,
                 "without_image": result.without_image,
+                "texts": result.texts,
             }
         )
+        return
+    if result.texts:
+        print(f"{count(result.texts, 'text')} with coloured tokens -> {result.index}")
         return
     print(f"{count(len(result.pictures), 'picture')}, {count(len(result.sheets), 'contact sheet')} -> {result.index}")
     if result.without_image:

@@ -15,10 +15,13 @@ from lrp_onnx.cli.options import (
     JsonOption,
     LossOption,
     Model,
+    OutputNameOption,
     OverwriteOption,
     PreprocessOption,
+    SchedulerOption,
     ThresholdOption,
     UnlabelledOption,
+    VocabOption,
     load_model,
     run_extensions,
 )
@@ -38,10 +41,13 @@ def command(
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
     unlabelled: UnlabelledOption = False,
+    output_name: OutputNameOption = None,
+    vocab: VocabOption = None,
     extensions: ExtensionsOption = None,
     loss: LossOption = None,
     threshold: ThresholdOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Samples at a time.")] = 32,
+    scheduler: SchedulerOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,11 +66,19 @@ def command(
     from lrp_onnx.inputs import open_both
     from lrp_onnx.predictions import write_predictions
 
-    graph, dataset = open_both(graph, data, unlabelled=unlabelled)
+    graph, dataset = open_both(graph, data, unlabelled=unlabelled, output=output_name, vocabulary=vocab)
     with progress("Predicting") as advance:
         options: Any = {"loss": loss, "threshold": threshold}  # their values are checked by the library
         result = write_predictions(
-            graph, dataset, output, batch_size=batch_size, overwrite=overwrite, progress=advance, **options
+            graph,
+            dataset,
+            output,
+            output=output_name,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            scheduler=scheduler,
+            progress=advance,
+            **options,
         )
     if as_json:
         show_json(asdict(result))

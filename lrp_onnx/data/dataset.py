@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,12 +23,30 @@ _MOST_READERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture or array row: where it is, its class index, its row in the whole data set, its regression target."""
+    """One picture, array row or text.
+
+    Attributes
+    ----------
+    path : str
+        Where it is.
+    label : int or None
+        Its class.
+    index : int
+        Its row in the whole data set.
+    target : tuple of float or None
+        What is to be regressed.
+    others : mapping of str to (str or numpy.ndarray)
+        Of a model with several inputs, what the others get, by name: a file or an array, without batch.
+    tokens : tuple of str
+        What the ids of a text stand for; "" for padding.
+    """
 
     path: str
     label: int | None
     index: int
     target: tuple[float, ...] | None = None
+    others: Mapping[str, str | np.ndarray] = field(default_factory=dict, compare=False)
+    tokens: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -60,6 +78,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether samples are files of pictures, which need preprocessing."""
+        return self.array is None and not (self.samples and self.samples[0].path.endswith(".npy"))
 
     def subset(self, rows: Iterable[int]) -> Dataset:
         """The samples at `rows` only; each keeps its `index` in the whole data set."""
@@ -101,13 +124,21 @@ class Dataset:
             With the reason, when the sample cannot be used. A decoder's own exceptions pass through.
         """
         sample = self.samples[row]
-        if self.array is None:
+        return self._value(sample.path if self.array is None else self.array[sample.index], preprocess)
+
+    def read_others(self, row: int, preprocess: Preprocess | None) -> dict[str, np.ndarray]:
+        """What the further inputs of the model get, by name, each as `read` gives it."""
+        return {name: self._value(value, preprocess) for name, value in self.samples[row].others.items()}
+
+    def _value(self, value: str | np.ndarray, preprocess: Preprocess | None) -> np.ndarray:
+        if isinstance(value, str) and not value.endswith(".npy"):
             if preprocess is None:
                 raise DataError(f"{self.root}: pictures need preprocessing (size, layout, range), and none is given")
-            with Image.open(sample.path) as image:
+            with Image.open(value) as image:
                 return preprocess(image)
-        values = np.array(self.array[sample.index])  # a copy, so that a memory-mapped file is read here
-        picture = _picture(values) if preprocess is not None and values.dtype == np.uint8 else None
+        # a copy, so that a memory-mapped file is read here
+        values = np.load(value, allow_pickle=False) if isinstance(value, str) else np.array(value)
+        picture = as_picture(values) if preprocess is not None and values.dtype == np.uint8 else None
         if picture is not None and preprocess is not None:
             return preprocess(picture)
         if values.dtype.kind == "f":
@@ -122,7 +153,7 @@ class Batch:
     """Samples that were read together.
 
     `rows` (int64) are positions in the `Dataset`, `index` (int64) those in the whole data set; `inputs` is (n, …),
-    `labels` int64 (n,) with -1 for none, `targets` float32 (n, T) or None.
+    `labels` int64 (n,) with -1 for none, `targets` float32 (n, T) or None; `others` has (n, …) for each further input.
     """
 
     rows: np.ndarray
@@ -131,6 +162,7 @@ class Batch:
     labels: np.ndarray
     paths: list[str]
     targets: np.ndarray | None
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def batches(
@@ -163,7 +195,7 @@ def batches(
     """
     if batch_size < 1:
         raise DataError(f"batch size is {batch_size}; expected at least 1")
-    if dataset.array is None and preprocess is None:
+    if dataset.of_pictures and preprocess is None:
         raise DataError(f"{dataset.root}: pictures need preprocessing (size, layout, range), and none is given")
     skipped = set(skip)
     blocks = (range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size))
@@ -171,15 +203,22 @@ def batches(
     return _read_ahead(dataset, preprocess, groups)
 
 
+_Inputs = tuple[np.ndarray, dict[str, np.ndarray]]
+
+
 def _read_ahead(dataset: Dataset, preprocess: Preprocess | None, groups: list[list[int]]) -> Iterator[Batch]:
-    waiting: deque[tuple[list[int], list[Future[np.ndarray]]]] = deque()
+    waiting: deque[tuple[list[int], list[Future[_Inputs]]]] = deque()
     failed = 0
+
+    def read(row: int) -> _Inputs:
+        return dataset.read(row, preprocess), dataset.read_others(row, preprocess)
+
     with ThreadPoolExecutor(max_workers=min(_MOST_READERS, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
         try:
             for position in range(len(groups) + BATCHES_AHEAD):
                 if position < len(groups):
                     group = groups[position]
-                    waiting.append((group, [pool.submit(dataset.read, row, preprocess) for row in group]))
+                    waiting.append((group, [pool.submit(read, row) for row in group]))
                 if position < BATCHES_AHEAD or not waiting:
                     continue
                 batch, failures = _collect(dataset, *waiting.popleft())
@@ -194,9 +233,7 @@ def _read_ahead(dataset: Dataset, preprocess: Preprocess | None, groups: list[li
         raise DataError(f"{dataset.root}: none of the {failed} samples could be read; the first, {path}: {reason}")
 
 
-def _collect(
-    dataset: Dataset, group: list[int], reading: list[Future[np.ndarray]]
-) -> tuple[Batch | None, dict[str, str]]:
+def _collect(dataset: Dataset, group: list[int], reading: list[Future[_Inputs]]) -> tuple[Batch | None, dict[str, str]]:
     """A batch of what could be read, and the reasons of what could not."""
     rows, inputs, failures = [], [], {}
     for row, sample in zip(group, reading, strict=True):
@@ -209,7 +246,9 @@ def _collect(
         return None, failures
     targets = None if dataset.targets is None else dataset.targets[rows]
     paths = [dataset.samples[row].path for row in rows]
-    return Batch(np.array(rows), dataset.index[rows], np.stack(inputs), dataset.labels[rows], paths, targets), failures
+    others = {name: np.stack([further[name] for _, further in inputs]) for name in inputs[0][1]}
+    first = np.stack([main for main, _ in inputs])
+    return Batch(np.array(rows), dataset.index[rows], first, dataset.labels[rows], paths, targets, others), failures
 
 
 def reason_of(error: Exception) -> str:
@@ -221,7 +260,7 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _picture(values: np.ndarray) -> Image.Image | None:
+def as_picture(values: np.ndarray) -> Image.Image | None:
     """A uint8 array as a picture: (H, W), or with 1, 3 or 4 channels last or first; None for any other shape."""
     if values.ndim == 3 and values.shape[-1] not in (1, 3, 4) and values.shape[0] in (1, 3, 4):
         values = np.moveaxis(values, 0, -1)

@@ -21,10 +21,15 @@ IMAGE_SUFFIXES = (
 INPUT_KEYS, LABEL_KEYS = ("x", "images", "data"), ("y", "labels")
 IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
 Unknown = Literal["error", "unlabelled"]
+Truth = tuple[int | None, tuple[float, ...] | None]  # class index, regression target
 
 
 def open_dataset(
-    path: str | os.PathLike[str], *, classes: Sequence[str] | None = None, unknown: Unknown = "error"
+    path: str | os.PathLike[str],
+    *,
+    classes: Sequence[str] | None = None,
+    unknown: Unknown = "error",
+    inputs: Sequence[str] = (),
 ) -> Dataset:
     """Open a picture, an image folder, a manifest or an array file.
 
@@ -36,6 +41,9 @@ def open_dataset(
     - Arrays: .npy, or .npz with ``x``, ``images`` or ``data`` and optionally ``y`` or ``labels`` (integers (N,): class
       indexes; floats (N,) or (N, T): regression targets, NaN where not known).
 
+    Of a model with several inputs, a manifest has a column and an .npz file an array (N, …) for each, by its name.
+    Cells are pictures or .npy files, relative to the manifest, or numbers separated by spaces.
+
     Parameters
     ----------
     path : path-like
@@ -44,6 +52,8 @@ def open_dataset(
         an index. Without them, names that are all integers are indexes, and any other names are sorted.
     unknown : {"error", "unlabelled"}
         What to do with names that match no class.
+    inputs : sequence of str, optional
+        Names of the model's inputs, the one that data sets with one column or array are for first.
 
     Raises
     ------
@@ -59,9 +69,9 @@ def open_dataset(
     elif not source.exists():
         raise DataError(f"{source}: no such file or folder")
     elif suffix in (".csv", ".tsv"):
-        dataset = _open_manifest(source, names, unknown)
+        dataset = _open_manifest(source, names, unknown, tuple(inputs))
     elif suffix in (".npy", ".npz"):
-        dataset = _open_array(source, names)
+        dataset = _open_array(source, names, tuple(inputs))
     elif suffix in IMAGE_SUFFIXES:
         dataset = Dataset(source, [Sample(str(source), None, 0)], names)
     else:
@@ -96,34 +106,71 @@ def _find_pictures(root: Path) -> Iterator[str]:
                 yield (here / name).relative_to(root).as_posix()
 
 
-def _open_manifest(source: Path, classes: tuple[str, ...] | None, unknown: Unknown) -> Dataset:
+def _open_manifest(source: Path, classes: tuple[str, ...] | None, unknown: Unknown, inputs: tuple[str, ...]) -> Dataset:
     table = read_table(source)
     columns = {name.lower(): name for name in table.header}  # in any case, to find them by
-    if IMAGE_COLUMN not in columns:
+    wanted = inputs if inputs and inputs[0].lower() in columns else (IMAGE_COLUMN,)
+    if missing := [name for name in wanted if name.lower() not in columns]:
         found = table.separator.join(table.header)
-        raise DataError(f"{source}: expected a header with a column '{IMAGE_COLUMN}', got {found!r}")
-    image, label = columns[IMAGE_COLUMN], columns.get(LABEL_COLUMN, "")
+        raise DataError(f"{source}: expected a header with a column '{missing[0]}', got {found!r}")
     for line, row in table.rows:
-        if not row.get(image):
-            raise DataError(f"{source}, line {line}: column '{IMAGE_COLUMN}' is empty")
-    paths = [str(source.parent / row[image]) for _, row in table.rows]
+        if empty := [name for name in wanted if not row.get(columns[name.lower()])]:
+            raise DataError(f"{source}, line {line}: column '{empty[0]}' is empty")
+    taken = [columns[name.lower()] for name in wanted]
+    read = _path if wanted == (IMAGE_COLUMN,) else _cell
+    cells = [{name: read(source, row[columns[name.lower()]]) for name in wanted} for _, row in table.rows]
+    truths, classes, target_names = read_truths(table, taken, classes, unknown)
+    first = [row.pop(wanted[0]) for row in cells]
+    array = _stacked(source, wanted[0], first) if any(isinstance(value, np.ndarray) for value in first) else None
+    paths = [str(value) if array is None else f"{source}[{i}]" for i, value in enumerate(first)]
+    samples = [Sample(paths[i], label, i, target, cells[i]) for i, (label, target) in enumerate(truths)]
+    return Dataset(source, samples, classes, array, target_names=target_names)
+
+
+def _path(source: Path, text: str) -> str | np.ndarray:
+    return str(source.parent / text)
+
+
+def _cell(source: Path, text: str) -> str | np.ndarray:
+    """Numbers, or the path of a file."""
+    try:
+        return np.array([float(part) for part in text.split()], dtype=np.float32)
+    except ValueError:
+        return _path(source, text)
+
+
+def _stacked(source: Path, name: str, rows: Sequence[str | np.ndarray]) -> np.ndarray:
+    try:
+        return np.stack([np.asarray(row, dtype=np.float32) for row in rows])
+    except ValueError:
+        raise DataError(f"{source}: column '{name}' holds numbers, and not as many in every row") from None
+
+
+def read_truths(
+    table: Table, taken: Sequence[str], classes: tuple[str, ...] | None, unknown: Unknown
+) -> tuple[list[Truth], tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Class index and regression target of each row, class names, and names of the targets.
+
+    `taken` are the columns that hold inputs; without a column ``label``, the others are numbers to regress.
+    """
+    label = next((name for name in table.header if name.lower() == LABEL_COLUMN), "")
     texts = [row.get(label, "") for _, row in table.rows]
-    targets: list[tuple[float, ...] | None] = [None] * len(paths)
-    others = tuple(name for name in table.header if name != image)
+    targets: list[tuple[float, ...] | None] = [None] * len(texts)
+    others = tuple(name for name in table.header if name not in taken)
     if not label and others:
-        targets = [tuple(_number(table, line, row, name) for name in others) for line, row in table.rows]
-    labels, classes = _class_labels(source, "label", sorted({text for text in texts if text}), classes, unknown)
-    samples = [Sample(paths[i], labels.get(texts[i]), i, targets[i]) for i in range(len(paths))]
-    return Dataset(source, samples, classes, target_names=None if label else others or None)
+        targets = [tuple(_number(table, line, row, name, taken) for name in others) for line, row in table.rows]
+    labels, classes = _class_labels(table.path, "label", sorted({text for text in texts if text}), classes, unknown)
+    found = [(labels.get(text), target) for text, target in zip(texts, targets, strict=True)]
+    return found, classes, None if label else others or None
 
 
-def _number(table: Table, line: int, row: Mapping[str, str], column: str) -> float:
+def _number(table: Table, line: int, row: Mapping[str, str], column: str, taken: Sequence[str]) -> float:
     try:
         return table.number(row[column])
     except (KeyError, ValueError) as error:
         raise DataError(
             f"{table.path}, line {line}: column '{column}' holds {row.get(column, '')!r}; without a column "
-            f"'{LABEL_COLUMN}' all columns but '{IMAGE_COLUMN}' are numbers to regress"
+            f"'{LABEL_COLUMN}' all columns but '{taken[0]}' are numbers to regress"
         ) from error
 
 
@@ -159,24 +206,33 @@ def _few(names: Sequence[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def _open_array(source: Path, classes: tuple[str, ...] | None) -> Dataset:
+def _open_array(source: Path, classes: tuple[str, ...] | None, names: tuple[str, ...]) -> Dataset:
+    others: dict[str, np.ndarray] = {}
     try:
         loaded = np.load(source, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             inputs, labels = loaded, None
         else:
             with loaded:
-                inputs = _first_of(source, loaded, INPUT_KEYS)
-                has_labels = any(key in loaded for key in LABEL_KEYS)
-                labels = _first_of(source, loaded, LABEL_KEYS) if has_labels else None
+                named = names[:1] if names and names[0] in loaded else INPUT_KEYS
+                inputs = _first_of(source, loaded, named)
+                others = {name: loaded[name] for name in names[1:] if name in loaded}
+                keys = [key for key in LABEL_KEYS if key in loaded and key not in names]
+                labels = _first_of(source, loaded, keys) if keys else None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{source}: not a numeric NumPy array file ({error})") from error
     if inputs.ndim < 2 or inputs.dtype.kind not in "fiub":
         raise DataError(f"{source}: expected numbers of shape (samples, …), got {inputs.dtype} {inputs.shape}")
     count = len(inputs)
+    for name, array in others.items():
+        if array.dtype.kind not in "fiub" or array.shape[:1] != (count,):
+            raise DataError(f"{source}: {count} inputs, but '{name}' is {array.dtype} {array.shape}")
     nothing = [None] * count
     classified, targets = (nothing, nothing) if labels is None else _truths(source, labels, count, classes)
-    samples = [Sample(f"{source}[{row}]", classified[row], row, targets[row]) for row in range(count)]
+    samples = [
+        Sample(f"{source}[{row}]", classified[row], row, targets[row], {name: others[name][row] for name in others})
+        for row in range(count)
+    ]
     return Dataset(source, samples, classes, inputs)
 
 

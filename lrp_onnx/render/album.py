@@ -19,6 +19,7 @@ from lrp_onnx.render.colours import RGB, colour_map, overlay, reduce_channels, r
 from lrp_onnx.render.figures import SheetItem, bar_strip, contact_sheet, enlarge, number, save_png, two_lines
 from lrp_onnx.render.photographs import Photographs
 from lrp_onnx.render.regressed import Regressed
+from lrp_onnx.render.texts import render_texts
 from lrp_onnx.store import HeatmapStore
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ _CELL = 176
 
 @dataclass(frozen=True)
 class Rendered:
-    """What `render_store` wrote: the page to open first, the contact sheets, every other picture, and how many samples
-    went without a photograph because their image could not be read again."""
+    """What `render_store` wrote: the page to open first, the contact sheets, every other picture, how many samples
+    went without a photograph because their image could not be read again, and how many texts are on the page."""
 
     index: Path
     sheets: tuple[Path, ...]
     pictures: tuple[Path, ...]
     without_image: int
+    texts: int = 0
 
 
 def render_store(
@@ -54,7 +56,7 @@ def render_store(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rendered:
-    """Draw the finished samples of a heatmap store.
+    """Draw the finished samples of a heatmap store; of texts, write a page with coloured tokens (see `render_texts`).
 
     Under `out_dir` appear `heatmaps/`, `overlays/`, `layers/` (a picture per sample, inner tensors in execution
     order), `sheets/` (contact sheets, wrong predictions first) and `index.html`.
@@ -97,11 +99,24 @@ def render_store(
     robust_max([0.0], percentile)
     out = Path(out_dir)
     with HeatmapStore(store_path) as store:
+        if store.tokens is not None:
+            rows = finished_rows(store)[:limit]
+            _claim(out, overwrite)
+            page = render_texts(store, rows, out, cmap=cmap, progress=progress)
+            return Rendered(page, (), (), 0, len(rows))
         with _reading(store.path):
             album = _Album(store, out, images, layers, cmap, percentile)
-        rows = album.finished_rows()[:limit]
+        rows = finished_rows(store)[:limit]
         _claim(out, overwrite)
         return album.draw(rows, per_class, progress or (lambda done, total: None))
+
+
+def finished_rows(store: HeatmapStore) -> list[int]:
+    """Rows that are done; StoreError where there are none."""
+    rows: list[int] = store.done.tolist()
+    if not rows:
+        raise StoreError(f"{store.path} holds no finished sample; run `lrp-onnx heatmaps --resume` first")
+    return rows
 
 
 def _claim(out: Path, overwrite: bool) -> None:
@@ -155,20 +170,17 @@ class _Album:
         self.store, self.out, self.images, self.cmap, self.percentile = store, out, images, cmap, percentile
         self.samples, self.classes = store.samples, store.classes or []
         self.regressed = None if store.target_values is None else Regressed(store)
+        self.target = str(store.attrs["target"])
         self.attribution, self.prediction, self.model = store.attribution, store.prediction, str(store.attrs["model"])
         held = store.layer_names
         wanted = held if layers == "all" else [layers] if isinstance(layers, str) else list(layers or ())
         chosen = {name: store.layer(name) for name in wanted}
         self.layers = [chosen[name] for name in held if name in chosen]
+        # a sequence, a map, boxes, an embedding: there is no class for the whole sample
+        self.classless = self.prediction.ndim > 2 or ":" in self.target
         self.photographs = Photographs(Preprocess.from_json(store.preprocess) if store.preprocess else None)
         self.pictures: list[Path] = []
         self.without_image = 0
-
-    def finished_rows(self) -> list[int]:
-        rows: list[int] = self.store.done.tolist()
-        if not rows:
-            raise StoreError(f"{self.store.path} holds no finished sample; run `lrp-onnx heatmaps --resume` first")
-        return rows
 
     # ---- what is known about a sample
 
@@ -198,6 +210,8 @@ class _Album:
             return [*self.regressed.lines(row), name]
         if predicted < 0:
             return [f"predicted {_numbers(output)}", name]
+        if self.classless:
+            return [f"explains {self.target}", name]
         lines = [f"predicted {self.class_name(predicted)}  {_score(output, predicted)}"]
         if label is not None:
             lines.insert(0, f"expected {self.class_name(label)}")
@@ -277,7 +291,8 @@ class _Album:
         for row in rows:
             label = self.expected(row)
             index = int(self.samples["predicted"][row]) if label is None else label
-            by_class.setdefault(index if per_class and self.regressed is None else -1, []).append(row)
+            classes = per_class and self.regressed is None and (label is not None or not self.classless)
+            by_class.setdefault(index if classes else -1, []).append(row)
         sheets = []
         for index in sorted(by_class):
             name = "all samples" if index < 0 else self.class_name(index)

@@ -75,9 +75,9 @@ def picture(pixels: NDArray[np.uint8], alt: str, height: int, *, drawing: bool =
 
 
 @cache
-def colours() -> str:
+def colours(cmap: str = "seismic") -> str:
     """The colours of heatmaps from lowest to highest, one pixel high, as a data URI."""
-    return _uri(Image.fromarray(colour_table("seismic")[None]), True)
+    return _uri(Image.fromarray(colour_table(cmap)[None]), True)
 
 
 def picture_file(path: Path, alt: str) -> Picture | None:

@@ -2,5 +2,6 @@
 
 from lrp_onnx.store.heatmaps import HeatmapStore, Row
 from lrp_onnx.store.layout import LayerInfo, StoreSpec, layer_key
+from lrp_onnx.store.shards import join_stores
 
-__all__ = ["HeatmapStore", "LayerInfo", "Row", "StoreSpec", "layer_key"]
+__all__ = ["HeatmapStore", "LayerInfo", "Row", "StoreSpec", "join_stores", "layer_key"]

@@ -289,6 +289,11 @@ class HeatmapStore:
         return json.loads(self._file.attrs.get("target_names", "null"))
 
     @property
+    def tokens(self) -> np.ndarray | None:
+        """What the ids of each text stand for, str (N, T), "" for padding; None for other data."""
+        return self._file["token"].asstr()[:] if "token" in self._file else None
+
+    @property
     def samples(self) -> dict[str, np.ndarray]:
         """What is known of each sample, columns (N,): path, index, label, and those of `RESULTS`."""
         group = self._file["samples"]

@@ -78,6 +78,8 @@ class StoreSpec:
     loss, threshold, target_names
         Of regression: how samples are judged, "" for not; the largest loss of a correct one, or None; the names of the
         targets, or None.
+    tokens : sequence of N sequences of T str, or None
+        What the ids of a text stand for, "" for padding, where the input is (N, T) ids.
     layer_dtype : {"float32", "float16"}
     compress : {None, "gzip", "lzf", "zstd", "lz4"}
         The last two need the package hdf5plugin, to read too.
@@ -106,13 +108,14 @@ class StoreSpec:
     loss: str = ""
     threshold: float | None = None
     target_names: Sequence[str] | None = None
+    tokens: Sequence[Sequence[str]] | np.ndarray | None = None
     layer_dtype: str = "float32"
     compress: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self):
             raise StoreError("a heatmap store needs at least one sample, and there is none")
-        for name in ("index", "labels", "target_values"):
+        for name in ("index", "labels", "target_values", "tokens"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self):
                 raise StoreError(f"{len(self)} paths, but {len(values)} {name} for the heatmap store")
@@ -201,12 +204,18 @@ def layer_key(tensor: str) -> str:
     return special.sub(lambda found: "".join(f"%{ord(character):02X}" for character in found[0]), tensor)
 
 
-def lay_out(file: h5py.File, spec: StoreSpec, filters: Mapping[str, Any] | None = None) -> None:
+def lay_out(
+    file: h5py.File,
+    spec: StoreSpec,
+    filters: Mapping[str, Any] | None = None,
+    elsewhere: Mapping[str, h5py.VirtualLayout] | None = None,
+) -> None:
     """Write into an empty file everything that is known, and make room for everything that is not.
 
-    Without filters every byte that `write` will fill is given its place in the file here, so that writing a row later
-    changes no HDF5 metadata: a process killed in the middle leaves a file that opens. The file is sparse; it takes disk
-    space as rows come. With `filters` (h5py's compression keywords) that is impossible, as sizes are not known.
+    Datasets named in `elsewhere` become virtual. Without filters every byte that `write` will fill is given its place
+    in the file here, so that writing a row later changes no HDF5 metadata: a process killed in the middle leaves a file
+    that opens. The file is sparse; it takes disk space as rows come. With `filters` (h5py's compression keywords) that
+    is impossible, as sizes are not known.
     """
     known = spec.identity()
     file.attrs.update(
@@ -221,14 +230,17 @@ def lay_out(file: h5py.File, spec: StoreSpec, filters: Mapping[str, Any] | None 
     count, outputs = len(spec), spec.output_shape
 
     def room(name: str, shape: tuple[int, ...], dtype: str, axes: Sequence[str]) -> h5py.Dataset:
-        sample_bytes = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
-        chunks = (max(1, min(count, CHUNK_BYTES // sample_bytes)), *shape)
-        place = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        if not filters:
-            place.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        dataset = file.create_dataset(
-            name, (count, *shape), dtype, chunks=chunks, fill_time="never", dcpl=place, **(filters or {})
-        )
+        if elsewhere and name in elsewhere:
+            dataset = file.create_virtual_dataset(name, elsewhere[name])
+        else:
+            sample_bytes = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
+            chunks = (max(1, min(count, CHUNK_BYTES // sample_bytes)), *shape)
+            place = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            if not filters:
+                place.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            dataset = file.create_dataset(
+                name, (count, *shape), dtype, chunks=chunks, fill_time="never", dcpl=place, **(filters or {})
+            )
         if len(spec.layers) <= MOST_SCALED_LAYERS or not name.startswith("layers/"):
             _attach_scales(file, dataset, ("batch", *axes))
         return dataset
@@ -253,6 +265,9 @@ def lay_out(file: h5py.File, spec: StoreSpec, filters: Mapping[str, Any] | None 
         file[f"samples/{name}"] = np.full(count, before, dtype)
     for name in ("label", "index", *(f"samples/{name}" for name in ("path", *RESULTS))):
         _attach_scales(file, file[name], ("batch",))
+    if spec.tokens is not None:
+        file.create_dataset("token", data=[list(row) for row in spec.tokens], dtype=h5py.string_dtype())
+        _attach_scales(file, file["token"], ("batch", *_axes(spec.input_shape)))
     if spec.target_values is not None:
         file["target_value"] = np.float32(spec.target_values)
         file["predicted_value"] = np.full(file["target_value"].shape, math.nan, np.float32)
