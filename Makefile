@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3))
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all lint bench bench-peers
+.PHONY: help demo test test-all fuzz lint bench bench-peers bench-coverage
 
 help:
 	@echo "make demo      explain two real models on real photographs and say where the pictures are"
@@ -19,6 +19,9 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/fuzz --fuzz $(or $(EXAMPLES),20000)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

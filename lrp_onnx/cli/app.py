@@ -31,6 +31,7 @@ from lrp_onnx.cli import (
     stability,
     test,
     vary,
+    verify,
     video,
 )
 from lrp_onnx.errors import LrpOnnxError
@@ -78,6 +79,7 @@ for command in (
     localise,
     compare,
     evaluate,
+    verify,
     overfitting,
     demo,
 ):

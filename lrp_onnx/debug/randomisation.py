@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -88,7 +88,7 @@ def shuffled(graph: Graph, tensors: Collection[str], *, seed: int = 0) -> Graph:
 
 def randomisation(
     explainer: Explainer,
-    inputs: NDArray[np.floating],
+    inputs: NDArray[np.generic] | Mapping[str, NDArray[np.generic]],
     targets: ArrayLike,
     *,
     stages: int | None = None,
@@ -106,7 +106,7 @@ def randomisation(
     Parameters
     ----------
     explainer : Explainer
-    inputs : (n, …)
+    inputs : (n, …), or dict of str to (n, …)
         As the model takes them; of a model with a fixed batch size a multiple of it.
     targets : int (n,)
         The output that each heatmap explains, throughout.
@@ -127,19 +127,21 @@ def randomisation(
         Empty for a model without weights.
     """
     targets = np.asarray(targets)
+    arrays = inputs if isinstance(inputs, Mapping) else {next(iter(explainer.graph.inputs)): inputs}
     report = progress or (lambda done, total: None)
     weights = weights_of(explainer.plan)
     nodes = list(weights)
     depths = _spread(len(nodes), stages)
 
     def heatmaps(current: Explainer) -> Floats:
-        (name,) = current.graph.inputs
         found = []
-        for at in range(0, len(inputs), batch_size):
+        for at in range(0, len(targets), batch_size):
             part = slice(at, at + batch_size)
             # from 1: a shuffled model's output may be negative, which would turn every rank around
-            result = current.explain(inputs[part], targets[part], seed="one")
-            found.append(result.relevance[name].cpu().numpy().astype(np.float64))
+            result = current.explain({name: array[part] for name, array in arrays.items()}, targets[part], seed="one")
+            several = [one.cpu().numpy().astype(np.float64) for one in result.relevance.values()]
+            rows = several[0] if len(several) == 1 else np.concatenate([r.reshape(len(r), -1) for r in several], axis=1)
+            found.append(rows)
         relevance = np.concatenate(found)
         return relevance if relevance.ndim < 4 else np.asarray(relevance.sum(axis=-1 if channels_last else 1))
 

@@ -70,9 +70,9 @@ def test_missing_external_data(refused: Refused, command: str, tmp_path: Path, p
 
 
 def test_an_op_without_a_rule(refused: Refused, make_model: Make, pictures: Path) -> None:
-    said = refused("heatmaps", make_model(extra="Sign"), pictures)
-    assert "Sign node 'strange'" in said
-    assert "--rule Sign=pass" in said
+    said = refused("heatmaps", make_model(extra="Bernoulli"), pictures)
+    assert "Bernoulli node 'strange'" in said
+    assert "--rule Bernoulli=pass" in said
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -76,10 +76,10 @@ def test_inspect_names_every_node_with_its_rule(program: Program, model: Path) -
 
 
 def test_inspect_names_nodes_without_a_rule(program: Program, make_model: Callable[..., Path]) -> None:
-    model = make_model(extra="Sign")
+    model = make_model(extra="Bernoulli")
     assert program("inspect", model) == 0
-    assert "no rule for Sign (strange): choose --rule Sign=pass or Sign=gradient" in program.out
-    assert program("inspect", model, "--rule", "Sign=gradient") == 0
+    assert "no rule for Bernoulli (strange): choose --rule Bernoulli=pass or Bernoulli=gradient" in program.out
+    assert program("inspect", model, "--rule", "Bernoulli=gradient") == 0
     assert "no rule for" not in program.out
 
 

@@ -61,6 +61,22 @@ def test_every_metric_says_a_sentence_and_the_folder_holds_the_numbers(
         assert picture.width == 1200
 
 
+def test_where_heatmaps_ignore_the_weights_a_composite_that_follows_them_is_named(
+    program: Program, model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    deaf = tmp_path / "deaf.h5"
+    assert program("heatmaps", model, pictures, "-o", deaf, "--rule", "Conv=flat", "--rule", "Gemm=flat") == 0
+    found = evaluate_store(deaf, model, tmp_path / "out", metrics=["randomisation"])
+    (verdict,) = found.verdicts
+    assert verdict.judgement == "bad"
+    name = verdict.sentence.split("those by composite ")[1].split()[0]
+    store = tmp_path / "better.h5"
+    assert program("heatmaps", model, pictures, "-o", store, "--composite", name) == 0
+    (better,) = evaluate_store(store, model, tmp_path / "better", metrics=["randomisation"]).verdicts
+    assert better.judgement == "good"
+    assert better.numbers["rank_all"] == pytest.approx(verdict.numbers[f"rank_all_{name}"])
+
+
 def test_equal_seeds_give_equal_numbers(program: Program, store: Path, model: Path, tmp_path: Path) -> None:
     tables = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -1,0 +1,186 @@
+"""Does relevance go where it should: conservation node by node in float64, and what float32 makes of the heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lrp_onnx.engine import Explainer
+from lrp_onnx.engine.seed import Seed
+from lrp_onnx.rules import Composite, find
+from lrp_onnx.verification.report import Check, Judgement
+from lrp_onnx.verification.samples import Samples, chosen
+
+# Share of what arrives at a node that its rule loses or invents beyond bias and stabiliser
+CONSERVES, LEAKS = 1e-2, 5e-2
+STABILISED = 1e-2  # share of the relevance that stabilisers may take before it is worth a word
+SAME, OTHER = 0.999, 0.9  # cosines between the heatmaps of float32 and float64
+TINY_EPS = 1e-12  # a stabiliser that takes next to nothing, so that what is still lost was lost by a rule
+_ABSORBING = {"eps": TINY_EPS, "factor": 0.0}  # parameters by which rules absorb on purpose
+_NO_DECOMPOSITION = {"gradient", "guided", "deconvnet"}
+_SHOWN = 3
+
+
+@dataclass
+class _Flow:
+    """Relevance of one node, summed over all samples."""
+
+    rule: str
+    arrived: float = 0.0
+    handed: float = 0.0
+    bias: float = 0.0
+
+    @property
+    def lost(self) -> float:
+        return self.arrived - self.handed - self.bias
+
+    @property
+    def share_lost(self) -> float:
+        """Of what went through the node."""
+        return abs(self.lost) / max(abs(self.arrived), abs(self.handed), abs(self.bias), np.finfo(np.float64).tiny)
+
+
+@dataclass
+class Walks:
+    """What explaining every sample gave.
+
+    Attributes
+    ----------
+    relevance : (n, elements of all inputs)
+    targets : (n,)
+        Index of the explained output.
+    outputs : (n,)
+        Its value.
+    flows : dict of str to _Flow
+        By node, from the output down.
+    """
+
+    relevance: NDArray[np.float64]
+    targets: NDArray[np.int64]
+    outputs: NDArray[np.float64]
+    flows: dict[str, _Flow]
+
+
+def walk(
+    explainer: Explainer,
+    samples: Samples,
+    targets: NDArray[np.int64] | None = None,
+    *,
+    seed: Seed = "one",
+    first: bool = False,
+) -> Walks:
+    """Explain samples for the predicted output, or the given one; with `first` the first batch alone.
+
+    From 1 unless `seed` says otherwise, because logits of either sign would cancel out in sums.
+    """
+    found, best, values, flows, done = [], [], [], dict[str, _Flow](), 0
+    for part in samples.parts():
+        given = None if targets is None else targets[done : done + samples.batch]
+        result = explainer.explain(part, "predicted" if given is None else given, seed=seed)
+        done += samples.batch
+        relevance = [relevance.double().flatten(1) for relevance in _batched(result.relevance, len(result.output))]
+        found.append(torch.cat(relevance, dim=1).cpu().numpy())
+        best.append(np.asarray(result.target))
+        output = result.output.double().flatten(1).cpu().numpy()
+        values.append(output[np.arange(len(output)), best[-1]])
+        for node in result.conservation:
+            flow = flows.setdefault(node.node, _Flow(node.rule))
+            flow.arrived += float(node.arrived)
+            flow.handed += float(node.handed)
+            flow.bias += float(node.bias)
+        if first:
+            break
+    return Walks(np.concatenate(found), np.concatenate(best), np.concatenate(values), flows)
+
+
+def _batched(relevance: dict[str, Tensor], count: int) -> list[Tensor]:
+    return [values for values in relevance.values() if values.ndim and len(values) == count]
+
+
+def check_conservation(explainer: Explainer, walks: Walks, samples: Samples) -> Check:
+    """What biases, stabilisers and rules take, node by node; `explainer` and `walks` are in float64.
+
+    What a node loses is told from what its stabiliser takes by a second walk with next to none.
+    """
+    composite, flows = explainer.composite, walks.flows
+    if composite.gradient:
+        reason = f"{composite.name} is a gradient: it is no share of the output, so that nothing is conserved"
+        return Check("conservation", "skip", reason)
+    bare = Explainer(explainer.graph, _bare(composite), dtype="float64", output=explainer.output)
+    exact = walk(bare, samples, walks.targets, first=True).flows
+    start = next(iter(flows.values())).arrived
+    biases = sum(flow.bias for flow in flows.values()) / start
+    lost = sum(abs(flow.lost) for flow in flows.values()) / abs(start)
+    reached = float(walks.relevance.sum()) / start
+    leaks = {name: flow.share_lost for name, flow in exact.items() if flow.rule not in _NO_DECOMPOSITION}
+    worst = dict(sorted(leaks.items(), key=lambda item: item[1], reverse=True)[:_SHOWN])
+    leak = max(worst.values(), default=0.0)
+    numbers = {"input": reached, "biases": biases, "lost": lost, "leak": leak}
+    if np.isfinite(list(numbers.values())).all():
+        judgement, reason = _judge(walks, exact, worst, numbers)
+    else:
+        bad = [name for name, flow in flows.items() if not np.isfinite([flow.arrived, flow.handed]).all()]
+        judgement, reason = "fail", f"relevance is NaN or infinite at {chosen(bad)}"
+    return Check("conservation", judgement, reason, numbers, {name: share for name, share in worst.items() if share})
+
+
+def _judge(
+    walks: Walks, exact: Mapping[str, _Flow], worst: Mapping[str, float], numbers: Mapping[str, float]
+) -> tuple[Judgement, str]:
+    account = (
+        f"{_percent(numbers['input'])} of the relevance reached the input, biases took {_percent(numbers['biases'])}, "
+        f"{numbers['lost']:.1e} is lost"
+    )
+    node = next(iter(worst), "")
+    where = f"at '{node}' (rule {exact[node].rule})" if node else "nowhere"
+    gradients = [name for name, flow in exact.items() if flow.rule in _NO_DECOMPOSITION]
+    leak = _percent(numbers["leak"])
+    if not walks.outputs.any():
+        return "fail", "the explained outputs are 0: there is nothing to share out, and every heatmap is 0"
+    if numbers["leak"] > LEAKS:
+        return "fail", f"{leak} of what arrived {where} is lost or invented, by neither bias nor stabiliser; {account}"
+    if gradients:
+        return "warn", f"a gradient, which does not conserve, is the rule of {chosen(gradients)}; {account}"
+    if numbers["leak"] > CONSERVES:
+        return "warn", f"{leak} of what arrived {where} found nothing to go to; {account}"
+    if numbers["lost"] > STABILISED:
+        return "warn", f"{account}: much for a stabiliser; a smaller --eps leaves more to the heatmap"
+    return "pass", f"{account}; by the rule of any one node at most {numbers['leak']:.1e}"
+
+
+def check_precision(rough: Walks, exact: Walks) -> Check:
+    """Heatmaps in float32, as they are computed by default, against those in float64."""
+    count = len(rough.relevance)
+    finite = int(np.all(np.isfinite(rough.relevance), axis=1).sum())
+    if finite < count:
+        reason = f"{count - finite} of {count} heatmaps in float32 hold NaN or infinity; use --dtype float64"
+        return Check("precision", "fail", reason)
+    scale = abs(exact.relevance).max(axis=1, keepdims=True)
+    scale[scale == 0] = 1.0
+    one, other = rough.relevance / scale, exact.relevance / scale
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    cosines = np.divide((one * other).sum(axis=1), lengths, out=np.ones_like(lengths), where=lengths > 0)
+    numbers = {"cosine": float(cosines.min()), "largest": float(abs(one - other).max())}
+    reason = (
+        f"float32 against float64: cosine {numbers['cosine']:.6f}, largest difference {numbers['largest']:.1e} of the "
+        "largest value"
+    )
+    if numbers["cosine"] >= SAME:
+        return Check("precision", "pass", reason, numbers)
+    judgement: Judgement = "warn" if numbers["cosine"] >= OTHER else "fail"
+    return Check("precision", judgement, f"{reason}; rounding shows, use --dtype float64 or a larger --eps", numbers)
+
+
+def _bare(composite: Composite) -> Composite:
+    """The same rules, with next to no stabiliser."""
+    taken = set(composite.parameters) | {name for entry in composite.entries for name in find(entry.rule).parameters}
+    return composite.with_parameters({k: v for k, v in _ABSORBING.items() if k in taken | {"eps"}})
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
