@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,10 +23,15 @@ class Request:
     weights: Path | None = None
     shapes: tuple[tuple[int, ...], ...] | None = None
     examples: tuple[np.ndarray, ...] | None = None
+    names: tuple[str, ...] | None = None  # the arguments that the examples are for, where they came by name
     picture: tuple[int, ...] | None = None  # shape of what the preprocessing gives
     trust_pickle: bool = False
     seed: int = 0
     owned: bool = False  # the source was made here, not handed over by the caller
+    signature: str | None = None  # of a SavedModel
+    inputs: tuple[str, ...] | None = None  # tensors of a frozen graph
+    outputs: tuple[str, ...] | None = None
+    custom_objects: Mapping[str, Any] = field(default_factory=dict)  # Keras' own name for what it does not know
 
     @property
     def path(self) -> Path | None:
@@ -60,6 +65,7 @@ class InputSpec:
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
+    highest: int | None = None  # of whole numbers that pick rows of a table
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,11 @@ class Route:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A source model ready to run and to export; `batch` is set when the source itself only takes that batch size."""
+    """A source model ready to run and to export.
+
+    `batch` is set when the source itself only takes that batch size, `rounding` is the relative difference that the
+    source's own quantised arithmetic leaves open.
+    """
 
     framework: str
     version: str
@@ -82,15 +92,20 @@ class Loaded:
     run: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None
     batch: int | None = None
     notes: tuple[str, ...] = ()
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
 class Converter:
-    """A source form: how to recognise it and how to load it. Neither imports a framework before it has to."""
+    """A source form: how to recognise it and how to load it. Neither imports a framework before it has to.
+
+    `takes` names the fields of a request that mean something for this form alone.
+    """
 
     name: str
     matches: Callable[[Request], bool]
     load: Callable[[Request], Loaded]
+    takes: tuple[str, ...] = ()
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
@@ -120,3 +135,21 @@ def some(names: Sequence[str], count: int = 3) -> str:
     """The first few names and how many more there are."""
     shown = ", ".join(names[:count])
     return f"{shown} and {len(names) - count} more" if len(names) > count else shown
+
+
+def fits(own: Sequence[int | None], given: Sequence[int | None]) -> bool:
+    """Whether a shape agrees with one in which None is free."""
+    return len(own) == len(given) and all(a in (None, b) for a, b in zip(own, given, strict=True))
+
+
+def given_or(request: Request, own: Sequence[Sequence[int | None]], where: str) -> list[tuple[int | None, ...]]:
+    """The caller's sample shapes where given and compatible with the model's own."""
+    if request.shapes is None and request.examples is None:
+        return [tuple(shape) for shape in own]
+    given = request.sample_shapes(where)
+    if len(given) != len(own) or not all(map(fits, own, given)):
+        raise ConversionError(
+            f"{where} takes input of shape {some([str(tuple(shape)) for shape in own])} "
+            f"(one sample, as the framework has it), not {some([str(shape) for shape in given])}"
+        )
+    return list(given)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from lrp_onnx.converters import factory, onnx_file, pytorch, tensorflow, verify
-from lrp_onnx.converters.base import Converter, Loaded, Request, Route, one_line
+from lrp_onnx.converters import factory, frozen_graph, keras_source, onnx_file, pytorch, tensorflow, tflite, verify
+from lrp_onnx.converters.base import Converter, Loaded, Request, Route, fits, one_line
 from lrp_onnx.converters.coexist import order_imports
 from lrp_onnx.converters.quiet import quiet
 from lrp_onnx.errors import ConversionError
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 # The first that matches is taken.
 CONVERTERS: list[Converter] = [
     Converter("ONNX model or file", onnx_file.matches, onnx_file.load),
-    Converter("Keras model", tensorflow.matches_object, tensorflow.load_object),
-    Converter("Keras file (.keras, .h5, .hdf5)", tensorflow.matches_file, tensorflow.load_file),
-    Converter("TensorFlow SavedModel folder", tensorflow.matches_saved_model, tensorflow.load_saved_model),
+    Converter("Keras model", keras_source.matches_object, keras_source.load_object, ("custom_objects",)),
+    Converter(
+        "Keras file (.keras, .h5, .hdf5)", keras_source.matches_file, keras_source.load_file, ("custom_objects",)
+    ),
+    Converter("SavedModel folder", tensorflow.matches, tensorflow.load, ("signature",)),
+    Converter("TensorFlow Lite file (.tflite)", tflite.matches, tflite.load),
+    Converter("frozen TensorFlow graph (.pb)", frozen_graph.matches, frozen_graph.load, ("inputs", "outputs")),
     Converter("PyTorch module, exported program or ScriptModule", pytorch.matches_object, pytorch.load_object),
     Converter("PyTorch file (.pt2, .pt, .pth, .ts)", pytorch.matches_file, pytorch.load_file),
 ]
@@ -43,7 +47,7 @@ class Conversion:
     model : onnx.ModelProto
         Input and output names are the framework's, the free batch dimension is called "batch".
     framework : str
-        "pytorch", "keras", "tensorflow" or "onnx".
+        "pytorch", "keras", "tensorflow", "tflite" or "onnx".
     how : str
         The exporter or route taken.
     difference : float
@@ -71,6 +75,10 @@ def convert(
     trust_pickle: bool = False,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
+    signature: str | None = None,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    custom_objects: Mapping[str, Any] | Sequence[str] | None = None,
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> Conversion:
@@ -81,17 +89,18 @@ def convert(
     ----------
     source : object, str or Path
         nn.Module, exported program, ScriptModule, Keras model, onnx.ModelProto; a `.onnx`, `.keras`, `.h5`, `.hdf5`,
-        `.pt2`, `.pt`, `.pth` or `.ts` file; a SavedModel folder; or "package.module:factory" or "file.py:factory",
-        a function without arguments that returns a model. An object is not modified.
+        `.pt2`, `.pt`, `.pth`, `.ts`, `.tflite` or frozen `.pb` file; a SavedModel folder; or "package.module:factory"
+        or "file.py:factory", a function without arguments that returns a model, or a model and an example. An object
+        is not modified.
     weights : str or Path, optional
         Weights to load into the model first: `.safetensors`, `.pt` or `.pth` (PyTorch), `.weights.h5` (Keras).
     input_shape : sequence of int, optional
         Shape of one sample without the batch dimension, in the framework's own layout; one shape per input when
         there are several. Needed where the source does not say: nn.Module, TorchScript, a Keras model never called.
         Without it, the size in `preprocess` is used.
-    example : array or tensor, or tuple of them, optional
+    example : array or tensor, tuple of them, or dict of them by argument name, optional
         Example inputs with batch dimension, instead of `input_shape`; they also set dtypes and the range of the
-        random inputs.
+        random inputs. By name (PyTorch): the arguments of `forward` that become inputs.
     trust_pickle : bool
         Allow files whose loading runs code that they contain: pickled modules, Keras Lambda layers.
     preprocess : Preprocess or mapping, optional
@@ -99,6 +108,12 @@ def convert(
         into the model's metadata, and random inputs are drawn from its range.
     classes : sequence of str, optional
         Class names in the order of the outputs; written into the model's metadata.
+    signature : str, optional
+        Which signature of a SavedModel; its only one, or "serving_default", where left out.
+    inputs, outputs : sequence of str, optional
+        Tensors of a frozen graph, such as "image:0"; its placeholders, and what nothing reads, where left out.
+    custom_objects : dict of str to class or function, or sequence of "module:NAME", optional
+        Layers and functions of a Keras model that Keras itself does not know.
     tolerance : float
         Largest relative difference to the source that is accepted.
     seed : int
@@ -117,9 +132,15 @@ def convert(
     """
     pictures = None if preprocess is None else _preprocess(preprocess, ())
     request = _request(source, weights, input_shape, example, pictures, trust_pickle, seed)
+    request = replace(
+        request,
+        signature=signature,
+        inputs=None if inputs is None else tuple(inputs),
+        outputs=None if outputs is None else tuple(outputs),
+    )
     with quiet():
         order_imports()
-        loaded = _load(request)
+        loaded = _load(replace(request, custom_objects=_custom_objects(custom_objects)))
         if preprocess is not None:
             pictures = _preprocess(preprocess, loaded.inputs[0].shape)
             _check_pictures(loaded, pictures.shape)
@@ -154,20 +175,31 @@ def _request(
         shapes = tuple(tuple(shape) for shape in listed)
         if not all(isinstance(size, int | np.integer) and size > 0 for shape in shapes for size in shape):
             raise ConversionError(f"input_shape: expected positive whole numbers without the batch, got {input_shape}")
-    examples = None
-    if example is not None:
-        examples = tuple(_array(value) for value in (example if isinstance(example, tuple | list) else (example,)))
-        if any(array.ndim < 1 or array.shape[0] < 1 for array in examples):
-            raise ConversionError("example: expected arrays whose first dimension is the batch, not empty")
-    return Request(
+    request = Request(
         source,
         weights=None if weights is None else Path(weights),
         shapes=shapes,
-        examples=examples,
         picture=None if preprocess is None else preprocess.shape,
         trust_pickle=trust_pickle,
         seed=seed,
     )
+    return request if example is None else _with_example(request, example)
+
+
+def _with_example(request: Request, example: Any) -> Request:
+    named = isinstance(example, Mapping)
+    given = tuple(example.values()) if named else example if isinstance(example, tuple | list) else (example,)
+    arrays = tuple(_array(value) for value in given)
+    if not arrays or any(array.ndim < 1 or array.shape[0] < 1 for array in arrays):
+        raise ConversionError("example: expected arrays whose first dimension is the batch, not empty")
+    return replace(request, examples=arrays, names=tuple(map(str, example)) if named else None)
+
+
+def _custom_objects(given: Mapping[str, Any] | Sequence[str] | None) -> Mapping[str, Any]:
+    """By Keras' name: the class's own."""
+    if given is None or isinstance(given, Mapping):
+        return given or {}
+    return {text.rpartition(":")[2].rpartition(".")[2]: factory.find(text) for text in given}
 
 
 def _array(value: Any) -> np.ndarray:
@@ -176,20 +208,29 @@ def _array(value: Any) -> np.ndarray:
 
 def _load(request: Request) -> Loaded:
     if isinstance(request.source, str):
-        request = replace(request, source=factory.build(request.source, request.seed), owned=True)
+        made = factory.build(request.source, request.seed)
+        if isinstance(made, tuple) and len(made) == 2:
+            request = request if request.examples is not None else _with_example(request, made[1])
+            made = made[0]
+        request = replace(request, source=made, owned=True)
     converter = next((converter for converter in CONVERTERS if converter.matches(request)), None)
     if converter is None:
         kind = type(request.source)
         what = request.path or f"an object of type {kind.__module__}.{kind.__qualname__}"
         known = "; ".join(converter.name for converter in CONVERTERS)
         raise ConversionError(f"{what} is of no form that can be converted; known: {known}; or module:factory")
+    for option in ("signature", "inputs", "outputs", "custom_objects"):
+        if getattr(request, option) and option not in converter.takes:
+            raise ConversionError(
+                f"{option} means nothing for a {converter.name}; it is for a "
+                f"{next(known.name for known in CONVERTERS if option in known.takes)}"
+            )
     return converter.load(request)
 
 
 def _check_pictures(loaded: Loaded, shape: tuple[int, ...]) -> None:
     own = loaded.inputs[0].shape
-    fits = len(own) == len(shape) and all(size in (None, given) for size, given in zip(own, shape, strict=True))
-    if len(loaded.inputs) == 1 and not fits:
+    if len(loaded.inputs) == 1 and not fits(own, shape):
         raise ConversionError(
             f"preprocess gives arrays of shape {shape}, but the model's input {loaded.inputs[0].name!r} is {own} "
             "(one sample, None where free); mend its size, layout (NCHW or NHWC) or colour"
@@ -213,10 +254,10 @@ def _first_that_agrees(loaded: Loaded, request: Request, preprocess: Preprocess 
         except Exception as error:
             failures.append(f"{route.how}: {one_line(error)}")
             continue
-        if agreement.relative > tolerance:
+        if agreement.relative > (allowed := max(tolerance, loaded.rounding)):
             failures.append(
                 f"{route.how}: outputs differ by {agreement.difference:.3g}, relative {agreement.relative:.3g}, "
-                f"allowed {tolerance:.3g}"
+                f"allowed {allowed:.3g}"
             )
             continue
         notes = [*loaded.notes, *(f"not used, {failure}" for failure in failures), *agreement.notes]

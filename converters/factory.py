@@ -16,6 +16,7 @@ from typing import Any
 from lrp_onnx.converters.base import one_line, some
 from lrp_onnx.errors import ConversionError
 
+LOADED: list[str] = []  # what `load_module` was asked for, so that other processes can load the same
 _FORM = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)")
 
 
@@ -41,21 +42,40 @@ def build(text: str, seed: int) -> Any:
     ConversionError
         When the module does not import, has no such name, or the factory fails or needs arguments.
     """
-    match = _FORM.fullmatch(text)
-    if match is None:
-        raise ConversionError(f"{text!r} is not of the form module:factory")
-    module_name, name = match["module"], match["name"]
-    with _importable(module_name):
-        module = _import(module_name, text)
-        factory: Any = module
-        for part in name.split("."):
-            if not hasattr(factory, part):
-                raise ConversionError(f"{module_name} has no {name!r}; {_offers(module)}")
-            factory = getattr(factory, part)
+    with _named(text) as factory:
         if not (inspect.isroutine(factory) or inspect.isclass(factory)):
             return factory
         with _seeded(seed):
             return _call(factory, text)
+
+
+def find(text: str) -> Any:
+    """
+    Import the module and return what it calls by that name, as it is.
+
+    Raises
+    ------
+    ConversionError
+        When the module does not import or has no such name.
+    """
+    with _named(text) as found:
+        return found
+
+
+@contextlib.contextmanager
+def _named(text: str) -> Iterator[Any]:
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise ConversionError(f"{text!r} is not of the form module:NAME")
+    module_name, name = match["module"], match["name"]
+    with _importable(module_name):
+        found: Any = _import(module_name, text)
+        module = found
+        for part in name.split("."):
+            if not hasattr(found, part):
+                raise ConversionError(f"{module_name} has no {name!r}; {_offers(module)}")
+            found = getattr(found, part)
+        yield found
 
 
 def load_module(name: str) -> ModuleType:
@@ -68,7 +88,10 @@ def load_module(name: str) -> ModuleType:
         When there is no such module, or it does not import.
     """
     with _importable(name):
-        return _import(name, name)
+        module = _import(name, name)
+    if name not in LOADED:
+        LOADED.append(name)
+    return module
 
 
 def _import(module_name: str, text: str) -> ModuleType:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from lrp_onnx.converters import pytorch_load
 from lrp_onnx.converters.base import InputSpec, Loaded, Request, Route, defined_in
@@ -17,9 +15,6 @@ from lrp_onnx.errors import ConversionError
 
 if TYPE_CHECKING:
     import torch
-
-_OPSET = 20  # the first with Gelu as one node
-_OLDER_OPSET = 18
 
 
 def matches_object(request: Request) -> bool:
@@ -42,42 +37,66 @@ def load_object(request: Request, model: Any = None) -> Loaded:
     """Make a torch object ready to run and to export, without touching it."""
     import torch
 
+    from lrp_onnx.converters import pytorch_export
+
     model = request.source if model is None else model
     if isinstance(model, torch.export.ExportedProgram):
         return _load_exported(request, model)
     if not isinstance(model, torch.nn.Module):
         raise ConversionError(f"a {type(model).__name__} is no model; expected a torch.nn.Module or exported program")
     module, notes = pytorch_load.private_copy(model, request)
-    inputs = _module_inputs(request, module)
+    inputs, module = _module_inputs(request, module)
     run = _runner(module)
+    inputs, batch = _that_run(request, module, inputs, run)
+    examples = _examples(inputs, batch=batch or 2)
+    names = [spec.name for spec in inputs], pytorch_export.output_names(module, examples, len(run(examples)))
+    older = Route("TorchScript exporter", lambda: pytorch_export.export_older(module, examples, *names, batch), batch)
+    routes = [older]
+    if not isinstance(module, torch.jit.ScriptModule) and pytorch_export.has_current_exporter():
+        current = Route("torch.export exporter", lambda: pytorch_export.export_current(module, examples, *names))
+        routes.insert(0, current)
+    return Loaded("pytorch", torch.__version__, inputs, tuple(routes), run, batch, tuple(notes))
+
+
+def _that_run(
+    request: Request, module: torch.nn.Module, inputs: tuple[InputSpec, ...], run: Callable[[Sequence[Any]], Any]
+) -> tuple[tuple[InputSpec, ...], int | None]:
+    """The inputs that the module runs on, of whole numbers if it must be, and the batch size if it takes one only."""
+    import torch
+
+    from lrp_onnx.converters.pytorch_modules import highest_id
+
     examples = _examples(inputs, batch=2)
     try:
-        outputs = run(examples)
-        batch = None
+        run(examples)
+        return inputs, None
     except Exception as error:
-        if not isinstance(module, torch.jit.ScriptModule) or not _runs(run, _examples(inputs, batch=1)):
-            shapes = ", ".join(str(example.shape) for example in examples)
-            raise ConversionError(
-                f"{type(model).__name__} does not run on input of shape {shapes} "
-                f"({type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}); "
-                "input_shape is the shape of one sample, without the batch dimension"
-            ) from error
         # A trace may have the batch size of its example baked in.
-        batch, examples = 1, _examples(inputs, batch=1)
-        outputs = run(examples)
-    names = [spec.name for spec in inputs], _output_names(module, examples, len(outputs))
-    routes = [Route("TorchScript exporter", lambda: _export_older(module, examples, *names, batch), batch)]
-    if not isinstance(module, torch.jit.ScriptModule) and _has_current_exporter():
-        routes.insert(0, Route("torch.export exporter", lambda: _export_current(module, examples, *names)))
-    return Loaded("pytorch", torch.__version__, inputs, tuple(routes), run, batch, tuple(notes))
+        if isinstance(module, torch.jit.ScriptModule) and _runs(run, _examples(inputs, batch=1)):
+            return inputs, 1
+        if request.examples is None:
+            highest = highest_id(module, [example.shape[1:] for example in examples])
+            if highest is not None:
+                return tuple(replace(spec, dtype=np.dtype(np.int64), highest=highest) for spec in inputs), None
+        shapes = ", ".join(
+            f"{tuple(example.shape)} {spec.dtype}" for example, spec in zip(examples, inputs, strict=True)
+        )
+        raise ConversionError(
+            f"{_name(module)} does not run on input of shape {shapes} "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}); "
+            "input_shape is the shape of one sample, without the batch dimension; inputs that are not plain float "
+            "arrays need an example"
+        ) from error
 
 
 def _load_exported(request: Request, program: torch.export.ExportedProgram) -> Loaded:
     import torch
 
+    from lrp_onnx.converters import pytorch_export
+
     if request.weights is not None:
         raise ConversionError("an exported program has its weights inside; weights cannot be given as well")
-    if not _has_current_exporter():
+    if not pytorch_export.has_current_exporter():
         raise ConversionError(f"torch {torch.__version__} cannot export programs to ONNX; torch 2.6 or newer can")
     placeholders = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     values = [placeholders[name] for name in program.graph_signature.user_inputs if name in placeholders]
@@ -94,12 +113,13 @@ def _load_exported(request: Request, program: torch.export.ExportedProgram) -> L
     module = _unguarded(program)
     run = _runner(module)
     examples = _examples(inputs, batch or 2)
-    io_names = names, _output_names(module, examples, len(run(examples)))
-    routes = [Route("exported program as it is", lambda: _to_onnx(program, (), *io_names), batch)]
+    io_names = names, pytorch_export.output_names(module, examples, len(run(examples)))
+    routes = [Route("exported program as it is", lambda: pytorch_export.to_onnx(program, (), *io_names), batch)]
     if batch is not None:
         # Traced for one batch size only; a second trace often frees it.
         freed = _examples(inputs, batch=2)
-        routes.insert(0, Route("exported program, batch freed", lambda: _export_current(module, freed, *io_names)))
+        again = Route("exported program, batch freed", lambda: pytorch_export.export_current(module, freed, *io_names))
+        routes.insert(0, again)
     return Loaded("pytorch", torch.__version__, inputs, tuple(routes), run, batch)
 
 
@@ -109,22 +129,34 @@ def _unguarded(program: torch.export.ExportedProgram) -> torch.nn.Module:
     return program.module()
 
 
-def _module_inputs(request: Request, module: torch.nn.Module) -> tuple[InputSpec, ...]:
+def _module_inputs(request: Request, module: torch.nn.Module) -> tuple[tuple[InputSpec, ...], torch.nn.Module]:
+    """Inputs with their names, and the module that takes them in this order."""
     import torch
 
+    from lrp_onnx.converters.pytorch_modules import Arguments
+
     shapes = request.sample_shapes(f"{type(module).__name__} (PyTorch)")
-    if len(shapes) == 1:
-        names = ["input"]
-    else:
+    floating = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    dtypes = request.dtypes(_numpy_dtype(next(floating, torch.float32)), len(shapes))
+    names = list(request.names or ())
+    if not names and len(shapes) == 1:
+        # Hugging Face's models say what their first argument is called.
+        names = [str(getattr(module, "main_input_name", "input"))]
+    elif not names:
         try:
             names = [name for name in inspect.signature(module.forward).parameters if name != "self"][: len(shapes)]
         except (TypeError, ValueError):
             names = []
         if len(set(names)) != len(shapes):
             names = [f"input_{index}" for index in range(len(shapes))]
-    floating = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
-    dtypes = request.dtypes(_numpy_dtype(next(floating, torch.float32)), len(shapes))
-    return tuple(InputSpec(*spec) for spec in zip(names, shapes, dtypes, strict=True))
+    specs = tuple(InputSpec(*spec) for spec in zip(names, shapes, dtypes, strict=True))
+    return specs, Arguments(module, request.names).eval() if request.names else module
+
+
+def _name(module: torch.nn.Module) -> str:
+    from lrp_onnx.converters.pytorch_modules import Arguments
+
+    return type(module.module if isinstance(module, Arguments) else module).__name__
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
@@ -160,83 +192,3 @@ def _runs(run: Callable[[Sequence[Any]], list[np.ndarray]], arrays: Sequence[Any
     except Exception:
         return False
     return True
-
-
-def _output_names(module: torch.nn.Module, examples: Sequence[torch.Tensor], count: int) -> list[str]:
-    import torch
-
-    with torch.no_grad():
-        outputs = module(*examples)
-    if isinstance(outputs, Mapping) and len(outputs) == count:
-        return [str(name) for name in outputs]
-    return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
-
-
-def _has_current_exporter() -> bool:
-    import torch
-
-    return "dynamic_shapes" in inspect.signature(torch.onnx.export).parameters
-
-
-def _export_current(
-    module: torch.nn.Module, examples: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str]
-) -> onnx.ModelProto:
-    import torch
-
-    batch = torch.export.Dim("batch")
-    with _random_state_kept(), torch.no_grad():
-        shapes = tuple({0: batch} for _ in examples)
-        program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
-    return _to_onnx(program, examples, inputs, outputs)
-
-
-def _to_onnx(
-    program: torch.export.ExportedProgram, examples: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str]
-) -> onnx.ModelProto:
-    import torch
-    from onnxscript import optimizer
-
-    options: dict[str, Any] = {"input_names": inputs, "output_names": outputs, "verbose": False}
-    # The exporter's own optimisation fuses BatchNormalization, in float32: names are lost, and digits.
-    plain = "optimize" in inspect.signature(torch.onnx.export).parameters
-    if plain:
-        options["optimize"] = False
-    with _random_state_kept():
-        exported = torch.onnx.export(program, examples, dynamo=True, opset_version=_OPSET, **options)
-    assert exported is not None
-    if plain:
-        optimizer.fold_constants(exported.model)
-        optimizer.remove_unused_nodes(exported.model)
-    return exported.model_proto
-
-
-def _export_older(
-    module: torch.nn.Module,
-    examples: tuple[torch.Tensor, ...],
-    inputs: list[str],
-    outputs: list[str],
-    batch: int | None,
-) -> onnx.ModelProto:
-    import torch
-
-    file = io.BytesIO()
-    options: dict[str, Any] = {
-        "opset_version": _OLDER_OPSET,
-        "input_names": inputs,
-        "output_names": outputs,
-        "dynamic_axes": {} if batch else {name: {0: "batch"} for name in (*inputs, *outputs)},
-    }
-    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
-        options["dynamo"] = False
-    export: Any = torch.onnx.export  # its annotations are the newer exporter's, which takes no file object
-    with _random_state_kept(), torch.no_grad():
-        export(module, examples, file, **options)
-    return onnx.load_from_string(file.getvalue())
-
-
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        yield

@@ -205,6 +205,9 @@ def private_copy(module: torch.nn.Module, request: Request) -> tuple[torch.nn.Mo
         ) from error
     if request.weights is not None:
         load_weights(module, request.weights, request.trust_pickle)
+    config: Any = getattr(module, "config", None)
+    if getattr(config, "use_cache", False):
+        config.use_cache = False  # Hugging Face's decoders would give their keys and values out, too
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in module.parameters()):
         module = module.float()
         notes.append("half-precision weights were widened to float32")

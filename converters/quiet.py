@@ -25,7 +25,8 @@ def quiet() -> Iterator[None]:
         warnings.catch_warnings(),
         contextlib.redirect_stdout(chatter),
         contextlib.redirect_stderr(chatter),
-        _descriptor_to(chatter),
+        _descriptor_to(1, chatter),
+        _descriptor_to(2, chatter),
     ):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
@@ -38,21 +39,22 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _descriptor_to(chatter: io.StringIO) -> Iterator[None]:
-    """Redirect file descriptor 2, where C++ code writes past Python's sys.stderr."""
+def _descriptor_to(number: int, chatter: io.StringIO) -> Iterator[None]:
+    """Redirect file descriptor 1 or 2, where C++ code writes past Python's sys.stdout and sys.stderr."""
     try:
-        kept = os.dup(2)
-    except OSError:  # a process without a standard error has nothing to keep quiet
+        kept = os.dup(number)
+    except OSError:  # a process without that stream has nothing to keep quiet
         yield
         return
-    if sys.__stderr__ is not None:
-        sys.__stderr__.flush()
+    stream = sys.__stdout__ if number == 1 else sys.__stderr__
+    if stream is not None:
+        stream.flush()
     with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
+        os.dup2(sink.fileno(), number)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
+            os.dup2(kept, number)
             os.close(kept)
             sink.seek(0)
             chatter.write(sink.read().decode(errors="replace"))

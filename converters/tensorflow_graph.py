@@ -66,7 +66,7 @@ def to_onnx(function: Any, inputs: Sequence[str], outputs: Sequence[str]) -> onn
             },
         )
         proto = optimizer.optimize_graph(converted).make_model("converted from TensorFlow")
-    _refuse_unknown_ops(proto)
+    refuse_unknown_ops(proto)
     return _with_weights(proto, weights)
 
 
@@ -151,7 +151,8 @@ def _lift_scalars(graph: Any, ops: list[Any]) -> list[Any]:
     return ops
 
 
-def _refuse_unknown_ops(proto: onnx.ModelProto) -> None:
+def refuse_unknown_ops(proto: onnx.ModelProto) -> None:
+    """Raise ConversionError for ops that tf2onnx left as TensorFlow has them, naming their nodes."""
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     unknown = [
         f"{node.op_type} ({node.name})"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from lrp_onnx.converters.base import InputSpec, Loaded, Route, one_line
-from lrp_onnx.errors import ConversionError
+from lrp_onnx.errors import ConversionError, ModelError
+from lrp_onnx.runtime import open_session
 
 if TYPE_CHECKING:
     from lrp_onnx.preprocess import Preprocess
 
+_RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
 _FREE_SIZE = 224  # for dimensions that the model leaves free
 _CONSTANT = 1e-5  # outputs that vary by less than this, relative to the largest, barely depend on the input
 
@@ -41,14 +43,18 @@ def compare(
     Run both on two random batches of different size (of the same size when the model only takes one).
 
     Inputs are uniform over what the preprocessing can produce; without preprocessing normal, with the mean and spread
-    of the example if there is one; integers uniform over the example's range, 0..255 for uint8, else 0 and 1.
+    of the example if there is one; integers are an example's in another order, else uniform over the table's rows where
+    they pick those, 0..255 for uint8, -128..127 for int8, else 0 and 1.
 
     Raises
     ------
     ConversionError
         When ONNX Runtime cannot run the model, or the outputs differ in number or shape or are not finite.
     """
-    session = _session(model)
+    try:
+        session = open_session(model)
+    except ModelError as error:
+        raise ConversionError(str(error)) from error
     if loaded.run is None:
         return Agreement(0.0, 0.0)
     random = np.random.default_rng(seed)
@@ -92,9 +98,11 @@ def draw(
     if spec.dtype.kind == "b":
         return random.integers(0, 2, shape).astype(bool)
     if spec.dtype.kind in "iu":
-        low, high = (0, 255) if spec.dtype == np.uint8 else (0, 1)
+        low, high = _RANGES.get(spec.dtype.name, (0, spec.highest or 1))
         if example is not None and example.size:
-            low, high = int(example.min()), int(example.max())
+            # in another order: ids stay ids of the vocabulary, a mask keeps something unmasked
+            rows = example[random.integers(0, len(example), batch)].reshape(batch, -1)
+            return random.permuted(rows, axis=1).reshape(batch, *example.shape[1:]).astype(spec.dtype)
         return random.integers(low, high, shape, endpoint=True).astype(spec.dtype)
     if preprocess is not None and len(shape) == 4:
         lowest, highest = preprocess.bounds()
@@ -112,19 +120,6 @@ def _sizes(spec: InputSpec, preprocess: Preprocess | None) -> list[int]:
     if len(own) == len(spec.shape):
         return [size or other for size, other in zip(spec.shape, own, strict=True)]
     return [size or _FREE_SIZE for size in spec.shape]
-
-
-def _session(model: onnx.ModelProto) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Spinning threads would fight the source framework for the cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ConversionError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
 
 
 def _in_chunks(

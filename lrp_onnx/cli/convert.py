@@ -24,7 +24,8 @@ def command(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Keras file (.keras .h5), SavedModel folder, PyTorch file (.pt2 .pt .pth), module:factory, or .onnx.",
+            help="Keras file (.keras .h5), SavedModel folder, .tflite, frozen graph (.pb), PyTorch file (.pt2 .pt "
+            ".pth), module:factory, or .onnx.",
             show_default=False,
         ),
     ],
@@ -47,6 +48,26 @@ def command(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Allow files whose loading runs code that they contain.")
     ] = False,
+    signature: Annotated[
+        str | None, typer.Option("--signature", help="Which signature of a SavedModel.", show_default=False)
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--inputs", metavar="TENSOR", help="Input of a frozen graph; repeatable.", show_default=False),
+    ] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option("--outputs", metavar="TENSOR", help="Output of a frozen graph; repeatable.", show_default=False),
+    ] = None,
+    custom_objects: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--custom-objects",
+            metavar="MODULE:NAME",
+            help="Class or function that a Keras model uses and Keras does not know; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,7 +85,16 @@ def command(
 
     with status(f"Converting {source}"):
         conversion = convert(
-            source, weights=weights, input_shape=shapes, trust_pickle=trust_pickle, preprocess=pictures, classes=names
+            source,
+            weights=weights,
+            input_shape=shapes,
+            trust_pickle=trust_pickle,
+            preprocess=pictures,
+            classes=names,
+            signature=signature,
+            inputs=inputs,
+            outputs=outputs,
+            custom_objects=custom_objects,
         )
     files = save_model(conversion.model, output, overwrite=overwrite)
     if as_json:

@@ -121,8 +121,9 @@ def test_random_inputs_fit_dtype_example_and_preprocessing() -> None:
     random = np.random.default_rng(0)
     pixels = draw(InputSpec("x", (8, 8), np.dtype(np.uint8)), 2, random)
     assert pixels.dtype == np.uint8 and pixels.max() > 200
-    index = draw(InputSpec("i", (50,), np.dtype(np.int64)), 2, random, np.array([[3, 6]]))
-    assert set(np.unique(index)) == {3, 4, 5, 6}
+    rows = np.array([[1, 1, 0, 0, 0], [5, 6, 7, 8, 9]])
+    index = draw(InputSpec("i", (5,), np.dtype(np.int64)), 20, random, rows)
+    assert set(map(tuple, np.sort(index))) == {(0, 0, 0, 1, 1), (5, 6, 7, 8, 9)} and len(np.unique(index, axis=0)) > 5
     pictures = Preprocess(size=(5, 6), layout="NHWC", range=(0, 255), mean=(100, 0, 0), std=(1, 1, 100))
     floats = draw(InputSpec("x", (None, None, 3), np.dtype(np.float32)), 40, random, None, pictures)
     assert floats.shape == (40, 5, 6, 3) and floats.dtype == np.float32

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import random
 import warnings
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -52,7 +55,7 @@ def not_a_model():
 @pytest.fixture
 def older_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     """The older exporter takes a tenth of the time, for tests of how models are found and loaded."""
-    monkeypatch.setattr("lrp_onnx.converters.pytorch._has_current_exporter", lambda: False)
+    monkeypatch.setattr("lrp_onnx.converters.pytorch_export.has_current_exporter", lambda: False)
 
 
 def seeded(seed: int = 0) -> Net:
@@ -116,11 +119,11 @@ def test_older_exporter_takes_over_when_the_current_one_fails(monkeypatch: pytes
 
 
 def test_export_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lrp_onnx.converters import pytorch
+    from lrp_onnx.converters import pytorch_export
 
     wrong = convert(seeded(1), input_shape=SHAPE).model
-    monkeypatch.setattr(pytorch, "_export_current", lambda *_: wrong)
-    monkeypatch.setattr(pytorch, "_export_older", lambda *_: wrong)
+    monkeypatch.setattr(pytorch_export, "export_current", lambda *_: wrong)
+    monkeypatch.setattr(pytorch_export, "export_older", lambda *_: wrong)
     with pytest.raises(ConversionError, match=r"outputs differ by [\d.e-]+, relative [\d.e-]+, allowed 0.001"):
         convert(seeded(0), input_shape=SHAPE)
 
@@ -366,3 +369,108 @@ def test_a_preset_takes_the_pictures_size_from_the_model() -> None:
     conversion = convert(net, input_shape=(3, 20, 24), preprocess={"preset": "imagenet"})
     metadata = {entry.key: entry.value for entry in conversion.model.metadata_props}
     assert json.loads(metadata["lrp_onnx.preprocess"])["size"] == [20, 24]
+
+
+class Classifier(nn.Module):
+    """As Hugging Face builds them: ids in, a dict out, with a name for the first argument and a cache."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(use_cache=True)
+        self.words, self.kinds = nn.Embedding(30, 8), nn.Embedding(2, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(
+        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None, attention_mask: Any = None
+    ) -> dict[str, torch.Tensor]:
+        kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        x = self.words(input_ids) + self.kinds(kinds)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        pooled = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return {"logits": self.head(pooled)} | ({"past": x} if self.config.use_cache else {})
+
+
+def test_model_of_token_ids_needs_only_the_length_and_gives_no_cache() -> None:
+    net = Classifier()
+    conversion = convert(net, input_shape=(6,))
+    (value,), (output,) = conversion.model.graph.input, conversion.model.graph.output
+    assert (value.name, output.name, dims(value)) == ("input_ids", "logits", ["batch", 6])
+    assert value.type.tensor_type.elem_type == onnx.TensorProto.INT64
+    assert net.config.use_cache
+    ids = np.random.default_rng(0).integers(0, 30, (5, 6))  # beyond the rows of the smaller table, too
+    net.config.use_cache = False
+    expected = net(torch.from_numpy(ids))["logits"].detach().numpy()
+    np.testing.assert_allclose(run(conversion.model, ids), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("current", [True, False])
+def test_example_by_name_reaches_the_arguments_of_that_name(current: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not current:
+        monkeypatch.setattr("lrp_onnx.converters.pytorch_export.has_current_exporter", lambda: False)
+    net = Classifier()
+    ids, mask = torch.randint(0, 30, (2, 6)), torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+    conversion = convert(net, example={"input_ids": ids, "attention_mask": mask})
+    assert [value.name for value in conversion.model.graph.input] == ["input_ids", "attention_mask"]
+    net.config.use_cache = False
+    session = onnxruntime.InferenceSession(conversion.model.SerializeToString())
+    output = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
+    expected = net(ids, attention_mask=mask)["logits"].detach().numpy()
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_factory_may_return_an_example_with_the_model(tmp_path: Path) -> None:
+    (tmp_path / "pair.py").write_text(
+        "import torch\nclass Sum(torch.nn.Module):\n    def forward(self, a, b):\n        return a + b.float()\n"
+        "def make():\n    return Sum(), {'a': torch.zeros(2, 3), 'b': torch.zeros(2, 3, dtype=torch.int64)}\n"
+    )
+    graph = convert(f"{tmp_path}/pair.py:make").model.graph
+    kinds = [(value.name, value.type.tensor_type.elem_type) for value in graph.input]
+    assert kinds == [("a", onnx.TensorProto.FLOAT), ("b", onnx.TensorProto.INT64)]
+
+
+def test_nodes_are_named_after_the_modules_they_come_from() -> None:
+    net = nn.Sequential(OrderedDict(stem=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), flat=nn.Flatten()))
+    names = [node.name for node in convert(net, input_shape=SHAPE).model.graph.node]
+    assert {"stem.0/Conv", "stem.1/Relu"} <= set(names) and len(set(names)) == len(names)
+    assert not any(name.startswith("_") for name in names)
+
+
+def test_control_flow_that_cannot_be_exported_names_its_module() -> None:
+    class Repeating(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(int(x.abs().sum()) % 97):
+                x = x + 1.0
+            return x
+
+    net = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 4, 3), loop=nn.Sequential(Repeating()), end=nn.Flatten()))
+    with pytest.raises(ConversionError, match=r"torch.export exporter: in loop\.0 \(Repeating\)") as caught:
+        convert(net, input_shape=SHAPE)
+    assert "\n" not in str(caught.value)
+    assert not net.stem._forward_hooks and not net.stem._forward_pre_hooks
+
+
+def test_operator_without_onnx_form_names_its_module() -> None:
+    class Special(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.zeta(x.abs() + 2.0, x.abs() + 1.0)
+
+    net = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 4, 3), odd=Special()))
+    with pytest.raises(ConversionError, match=r"in odd \(Special\).*zeta"):
+        convert(net, input_shape=SHAPE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Bert", "GPT2", "Llama", "ViT"])
+def test_hugging_face_model_from_its_configuration(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    kind = {"Bert": "ForSequenceClassification", "ViT": "ForImageClassification", "GPT2": "LMHeadModel"}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"image_size": 32} if name == "ViT" else {"vocab_size": 50, "num_key_value_heads": 1}
+    net = getattr(transformers, name + kind.get(name, "ForCausalLM"))(getattr(transformers, f"{name}Config")(**sizes))
+    conversion = convert(net, input_shape=(3, 32, 32) if name == "ViT" else (6,))
+    graph = conversion.model.graph
+    assert conversion.relative < 1e-4
+    assert [value.name for value in graph.input] == ["pixel_values" if name == "ViT" else "input_ids"]
+    assert [value.name for value in graph.output] == ["logits"]

@@ -13,9 +13,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from lrp_onnx import Explainer, composite
-from lrp_onnx.converters import convert
+from lrp_onnx.cli.app import app
+from lrp_onnx.converters import convert, factory
 from lrp_onnx.converters.coexist import order_imports
 from lrp_onnx.errors import ConversionError
 
@@ -182,11 +184,38 @@ def test_saved_model_of_keras(tmp_path: Path) -> None:
     assert_same_function(convert(tmp_path / "saved").model, lambda x: model(x, training=False))
 
 
-def test_saved_model_without_serving_signature_says_what_it_has(tmp_path: Path) -> None:
+def test_saved_model_with_several_signatures_takes_the_one_asked_for(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, 3), tf.float32)])
+        def double(self, x: Any) -> dict[str, Any]:
+            return {"doubled": 2 * x}
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 2), tf.float32)])
+        def square(self, x: Any) -> dict[str, Any]:
+            return {"squared": x * x}
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"double": module.double, "square": module.square})
+    assert convert(tmp_path / "saved", signature="square").model.graph.output[0].name == "squared"
+    assert convert(tmp_path / "saved", signature="double").how == "tf2onnx, signature 'double'"
+    command = ["convert", str(tmp_path / "saved"), "-o", str(tmp_path / "m.onnx"), "--signature", "square"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert onnx.load(tmp_path / "m.onnx").graph.output[0].name == "squared"
+    with pytest.raises(ConversionError, match=r"'serving_default'; found double, square; name one .*--signature"):
+        convert(tmp_path / "saved")
+    with pytest.raises(ConversionError, match=r"'triple'; found double, square"):
+        convert(tmp_path / "saved", signature="triple")
+    with pytest.raises(ConversionError, match=r"signature means nothing for a Keras model; it is for a SavedModel"):
+        convert(small(), signature="double")
+
+
+def test_saved_model_without_signatures_says_so(tmp_path: Path) -> None:
     import tensorflow as tf
 
     tf.saved_model.save(tf.Module(), str(tmp_path / "saved"))
-    with pytest.raises(ConversionError, match="'serving_default'; found none"):
+    with pytest.raises(ConversionError, match="'serving_default'; found none; save the model with signatures"):
         convert(tmp_path / "saved")
 
 
@@ -214,15 +243,33 @@ def test_lambda_layer_is_refused_unless_trusted(tmp_path: Path, suffix: str) -> 
     assert_same_function(convert(tmp_path / f"lambda{suffix}", trust_pickle=True).model, model)
 
 
-def test_layer_that_keras_does_not_know_points_to_the_factory(tmp_path: Path) -> None:
-    class Doubling(layers.Layer):
-        def call(self, x: Any) -> Any:
-            return 2 * x
+OWN = """
+import keras
+class Doubling(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+def wiggle(x):
+    return x * keras.ops.sigmoid(3 * x)
+"""
 
-    keras.Sequential([keras.Input(SHAPE), Doubling()]).save(tmp_path / "own.keras")
-    with pytest.raises(ConversionError, match=r"Doubling.*module:factory") as caught:
+
+def test_custom_layers_and_functions_come_as_objects_or_by_name(tmp_path: Path) -> None:
+    (tmp_path / "own_layers.py").write_text(OWN)
+    own = factory.load_module(str(tmp_path / "own_layers.py"))
+    model = keras.Sequential([keras.Input(SHAPE), own.Doubling(), layers.Conv2D(2, 3, activation=own.wiggle)])
+    model.save(tmp_path / "own.keras")
+    with pytest.raises(ConversionError, match=r"Doubling.*--custom-objects package.module:Doubling") as caught:
         convert(tmp_path / "own.keras")
     assert "\n" not in str(caught.value)
+    objects = {"Doubling": own.Doubling, "wiggle": own.wiggle}
+    assert_same_function(convert(tmp_path / "own.keras", custom_objects=objects).model, model)
+    named = [f"{tmp_path}/own_layers.py:{name}" for name in objects]
+    assert_same_function(convert(tmp_path / "own.keras", custom_objects=named).model, model)
+    options = [word for name in named for word in ("--custom-objects", name)]
+    command = ["convert", f"{tmp_path}/own.keras", "-o", f"{tmp_path}/own.onnx", *options]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert_same_function(onnx.load(tmp_path / "own.onnx"), model)
 
 
 @pytest.mark.parametrize("name", ["broken.keras", "broken.h5"])
@@ -256,18 +303,30 @@ def test_nothing_reaches_the_terminal_even_when_tensorflow_starts(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_other_keras_backend_is_refused_clearly(tmp_path: Path) -> None:
-    small().save(tmp_path / "small.keras")
-    code = (
-        "import os, sys; os.environ['KERAS_BACKEND'] = 'torch'\n"
-        "from lrp_onnx.converters import convert\n"
-        "try: convert(sys.argv[1])\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "small.keras"], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert done.stdout.startswith("ConversionError Keras runs on the torch backend")
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_other_keras_backends_convert_files_and_objects(tmp_path: Path, backend: str) -> None:
+    pytest.importorskip(backend)
+    model = small()
+    model.save(tmp_path / "small.keras")
+    code = f"""
+import os, sys; os.environ["KERAS_BACKEND"] = "{backend}"
+from lrp_onnx.converters import convert
+import keras, onnx
+conversion = convert(sys.argv[1])
+assert keras.backend.backend() == "{backend}" and conversion.relative < 1e-4, conversion
+onnx.save(conversion.model, sys.argv[2])
+model = keras.models.load_model(sys.argv[1])
+again = convert(model)
+graphs = conversion.model.graph, again.model.graph
+names = [[value.name for value in (*graph.input, *graph.output)] for graph in graphs]
+assert names == [["image", "predictions"]] * 2, names
+print(again.how)
+"""
+    command = [sys.executable, "-c", code, tmp_path / "small.keras", tmp_path / "small.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    routes = {"torch": "torch.export exporter", "jax": "tf2onnx, in a process on the TensorFlow backend"}
+    assert done.stdout == f"{routes[backend]}\n", done.stderr
+    assert_same_function(onnx.load(tmp_path / "small.onnx"), lambda x: model(x, training=False))
 
 
 @pytest.mark.slow
