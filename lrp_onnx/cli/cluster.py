@@ -63,6 +63,18 @@ def command(
             help="Compare heatmaps, or their sums per channel, or per position.",
         ),
     ] = "none",
+    micro: Annotated[
+        int | None,
+        typer.Option(
+            "--micro",
+            metavar="N",
+            help="Cluster N errors that stand for all, the others join them; 0: cluster all. 5000 above 20000 errors.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="cpu|cuda", help="Where to compute distances of heatmaps.")
+    ] = "cpu",
     model: Annotated[
         Path | None,
         typer.Option(
@@ -119,6 +131,8 @@ def command(
             min_size=min_size,
             metric=metric,
             reduce=reduce,
+            micro=micro,
+            device=device,
             model=model,
             backbone=backbone,
             heatmaps=heatmaps,

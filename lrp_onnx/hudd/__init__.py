@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from lrp_onnx.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lrp_onnx.hudd.assign import Assignment, Selected, assign_images, assign_stores, nearest_members, thresholds
+    from lrp_onnx.hudd.assign import Assignment, Selected, assign_images, assign_stores, nearest_members
     from lrp_onnx.hudd.balance import Balanced, bootstrap
     from lrp_onnx.hudd.before_after import TestVerdict
     from lrp_onnx.hudd.blocks import pairwise
-    from lrp_onnx.hudd.clusters import Clustering, LayerScores, cluster
+    from lrp_onnx.hudd.clusters import Clustering, LayerScores, cluster, thresholds
     from lrp_onnx.hudd.comparison import ClusterVerdict, Verdict, verdict
     from lrp_onnx.hudd.curves import Curves
     from lrp_onnx.hudd.density import DenseClusters, cluster_features
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lrp_onnx.hudd.improve import Improved, retrain_unsafe
     from lrp_onnx.hudd.labels import Filled, Labels, fill_labels, read_labels
     from lrp_onnx.hudd.layers import eligible_layers
+    from lrp_onnx.hudd.micro import choose_representatives, join_representatives
     from lrp_onnx.hudd.outputs import Clustered, ClusterSummary, cluster_store, write_clusters
     from lrp_onnx.hudd.records import SavedClusters, read_clusters
     from lrp_onnx.hudd.retrain import Retrained
@@ -54,6 +55,7 @@ __all__ = [
     "assign_store",
     "assign_stores",
     "bootstrap",
+    "choose_representatives",
     "cluster",
     "cluster_features",
     "cluster_store",
@@ -64,6 +66,7 @@ __all__ = [
     "eligible_layers",
     "export_xlsx",
     "fill_labels",
+    "join_representatives",
     "nearest_members",
     "pairwise",
     "read_clusters",
@@ -76,11 +79,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "assign": ("Assignment", "Selected", "assign_images", "assign_stores", "nearest_members", "thresholds"),
+    "assign": ("Assignment", "Selected", "assign_images", "assign_stores", "nearest_members"),
     "balance": ("Balanced", "bootstrap"),
     "before_after": ("TestVerdict",),
     "blocks": ("pairwise",),
-    "clusters": ("Clustering", "LayerScores", "cluster"),
+    "clusters": ("Clustering", "LayerScores", "cluster", "thresholds"),
     "comparison": ("ClusterVerdict", "Verdict", "verdict"),
     "curves": ("Curves",),
     "density": ("DenseClusters", "cluster_features"),
@@ -89,6 +92,7 @@ _HOMES = {
     "improve": ("Improved", "retrain_unsafe"),
     "labels": ("Filled", "Labels", "fill_labels", "read_labels"),
     "layers": ("eligible_layers",),
+    "micro": ("choose_representatives", "join_representatives"),
     "outputs": ("ClusterSummary", "Clustered", "cluster_store", "write_clusters"),
     "records": ("SavedClusters", "read_clusters"),
     "retrain": ("Retrained",),  # its function is not here: the module has that name

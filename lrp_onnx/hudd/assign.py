@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from lrp_onnx.errors import DataError
 from lrp_onnx.hudd.blocks import MEMORY, HeatmapRows, between
-from lrp_onnx.hudd.clusters import FEATURES, INPUT, PROFILES, Clustering
-from lrp_onnx.hudd.distances import Distances
-from lrp_onnx.hudd.tree import distances_of
+from lrp_onnx.hudd.clusters import FEATURES, INPUT, PROFILES, Clustering, thresholds
+from lrp_onnx.hudd.distances import Distances, heatmaps_of
 from lrp_onnx.store import HeatmapStore
 
 
@@ -122,28 +121,6 @@ def nearest_members(
             of_cluster = labels[there] == label
             if of_cluster.any():
                 np.minimum(nearest[here], distances[:, of_cluster].min(axis=1), out=nearest[here])
-    return found
-
-
-def thresholds(condensed: NDArray[Any], labels: NDArray[np.int64]) -> dict[int, float]:
-    """For each cluster the largest distance from a member to its nearest fellow member.
-
-    "Sufficiently close to cluster members based on test set observations" (Fahmy et al. 2021): whoever is farther from
-    a cluster than any of its own members would be, were it left out, does not belong to it.
-
-    Parameters
-    ----------
-    condensed : array (n (n - 1) / 2,)
-        Distances that the clusters were made from.
-    labels : int array (n,)
-        Below 1 for none. Clusters of one image have no threshold and are left out.
-    """
-    condensed, found = np.asarray(condensed[...]), {}
-    for label in np.unique(labels[labels >= 1]).tolist():
-        members = np.flatnonzero(labels == label)
-        if len(members) > 1:
-            to_others = (distances_of(condensed, row)[members[members != row]] for row in members.tolist())
-            found[label] = float(max(distances.min() for distances in to_others))
     return found
 
 
@@ -266,20 +243,23 @@ def assign_stores(
                 f"{improvement.path} and {errors.path} differ in {name}, so their heatmaps cannot be compared; make "
                 "both with the same model and options"
             )
-    layer, labels = clustering.layer, clustering.labels
+    layer, chosen = clustering.layer, distances.representatives
+    labels = clustering.labels[chosen]
     if layer not in (INPUT, *improvement.layer_names):
         raise DataError(
             f"{improvement.path}: has no heatmaps of the clusters' layer; make it with "
             f"`lrp-onnx heatmaps … --layers '{layer}'`"
         )
     rows = improvement.done if rows is None else np.asarray(rows, dtype=np.int64)
-    limits = thresholds(distances[layer], labels) if clustering.profile == "default" else None
+    limits = None
+    if clustering.profile == "default":
+        limits = clustering.thresholds or thresholds(distances[layer], labels)
     nearest = nearest_members(
-        improvement.attribution if layer == INPUT else improvement.layer(layer),
-        errors.attribution if layer == INPUT else errors.layer(layer),
+        heatmaps_of(improvement, layer),
+        heatmaps_of(errors, layer),
         labels,
         rows=rows,
-        member_rows=distances.rows,
+        member_rows=distances.rows[chosen],
         metric=distances.metric,
         scaling=distances.scaling,
         reduce=distances.reduce,

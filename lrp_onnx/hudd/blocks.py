@@ -26,6 +26,9 @@ _SLAB = (
     8192  # features in one product: short sums in float32, added up in float64, are 15 times as exact as one long sum
 )
 _MOST_ROWS = 2048  # more rows in a block are no faster, and a tile of distances takes their square
+_TILE = 1 << 21  # distances at a time: more in float64 leave the cache between one step and the next
+_STRIP = 256  # rows at a time of a tile on the diagonal, half of which nobody asks for
+_WIDENED = 1 << 16  # values in float64 at a time, which a cache holds
 _READ = 8 << 20
 # A Gram product loses the distance of two rows whose squared distance is this small beside their squared norms.
 _LOST = {"float32": 1e-2, "float64": 1e-6}
@@ -38,6 +41,9 @@ class Block(NamedTuple):
     rows: torch.Tensor
     squares: torch.Tensor
 
+    def part(self, start: int, stop: int | None = None) -> Block:
+        return Block(self.rows[start:stop], self.squares[start:stop])
+
 
 class HeatmapRows:
     """The heatmaps of one layer as rows of features: chosen, reduced and scaled, read from start to stop.
@@ -47,7 +53,7 @@ class HeatmapRows:
     source : array or h5py dataset (N, …)
     rows : int array (n,), optional
         Which rows, in this order; all when left out.
-    metric, scaling, reduce, dtype : str
+    metric, scaling, reduce, dtype, device : str
         As in `pairwise`.
     name : str
         What errors call the heatmaps.
@@ -55,7 +61,7 @@ class HeatmapRows:
     Raises
     ------
     DataError
-        When an option or a row is unknown, or there is no feature.
+        When an option or a row is unknown, the device cannot be used, or there is no feature.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class HeatmapRows:
         scaling: str = "none",
         reduce: str = "none",
         dtype: str = "float32",
+        device: str = "cpu",
         name: str = "heatmaps",
     ) -> None:
         for word, value, known in (
@@ -81,7 +88,8 @@ class HeatmapRows:
         self.rows = np.arange(count) if rows is None else np.asarray(rows, dtype=np.int64)
         if self.rows.size and (self.rows.min() < 0 or self.rows.max() >= count):
             raise DataError(f"{name}: rows {self.rows.min()} to {self.rows.max()} asked, but there are {count} rows")
-        self.source, self.name, self.dtype = source, name, dtype
+        self.source, self.name, self.dtype, self.device = source, name, dtype, device
+        _check_device(device)
         self.shape = tuple(int(size) for size in source.shape[1:])
         self.reduce = reduce if len(self.shape) > 1 else "none"  # features without positions
         self.unit, self.cosine = scaling == "unit-l2" or metric == "cosine", metric == "cosine"
@@ -89,6 +97,8 @@ class HeatmapRows:
         self.features = math.prod(kept)
         if not self.features:
             raise DataError(f"{name}: heatmaps of shape {self.shape} have no values to compare")
+        # Norms as read, and sums of squares as scaled. Rows are read many times; this needs to be done but once.
+        self._norms, self._squares = np.full((2, len(self.rows)), np.nan)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,16 +108,15 @@ class HeatmapRows:
         import torch
 
         block = into[: stop - start]
-        squares = torch.empty(len(block), dtype=torch.float64)
         batch = max(1, _READ // (4 * math.prod(self.shape)))
         raw = np.empty((min(batch, len(block)), *self.shape), dtype=self.source.dtype)
         for first in range(start, stop, batch):
             rows = self.rows[first : min(first + batch, stop)]
-            for there, here in runs(rows):
+            for there, place in runs(rows):
                 if hasattr(self.source, "read_direct"):
-                    self.source.read_direct(raw, there, here)
+                    self.source.read_direct(raw, there, place)
                 else:
-                    raw[here] = self.source[there]
+                    raw[place] = self.source[there]
             # torch, because numpy takes five times as long to widen float16
             values = torch.from_numpy(raw[: len(rows)])
             if self.reduce == "channels":
@@ -116,15 +125,19 @@ class HeatmapRows:
                 values = values.sum(1, dtype=torch.float64)
             part = block[first - start : first - start + len(rows)]
             part.copy_(values.reshape(len(rows), -1))
-            norms = torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)
-            if not norms.isfinite().all():
-                bad = rows[int(torch.argmin(norms.isfinite().int()))]
-                raise DataError(f"{self.name}: row {bad} holds values that are not finite; make its heatmap again")
+            here = slice(first, first + len(rows))
+            known = not np.isnan(self._squares[here]).any()
+            if not known:
+                self._norms[here] = _norms(part)
+                if not np.isfinite(self._norms[here]).all():
+                    bad = rows[np.argmin(np.isfinite(self._norms[here]))]
+                    raise DataError(f"{self.name}: row {bad} holds values that are not finite; make its heatmap again")
             if self.unit:
-                part /= torch.where(norms > 0, norms, 1)[:, None].to(part.dtype)
-                norms = torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)
-            squares[first - start : first - start + len(rows)] = norms.square()
-        return Block(block, squares)
+                norms = torch.from_numpy(self._norms[here])[:, None]
+                part /= torch.where(norms > 0, norms, 1).to(part.dtype)
+            if not known:
+                self._squares[here] = (_norms(part) if self.unit else self._norms[here]) ** 2
+        return Block(block.to(self.device), torch.from_numpy(self._squares[start:stop]).to(self.device))
 
     def buffer(self, blocks: list[tuple[int, int]]) -> torch.Tensor:
         """Room for any of the blocks. Used again and again: fresh memory for each block took a third of the time."""
@@ -149,6 +162,7 @@ def pairwise(
     reduce: str = "none",
     dtype: str = "float32",
     memory: int = MEMORY,
+    device: str = "cpu",
 ) -> NDArray[Any]:
     """Distances between all pairs of heatmaps, condensed as scipy's `pdist` gives them.
 
@@ -171,6 +185,8 @@ def pairwise(
         apart with both.
     memory : int
         Bytes that the blocks may take, beside the result.
+    device : str
+        Where torch multiplies, such as "cuda"; the blocks lie there too.
 
     Returns
     -------
@@ -179,9 +195,9 @@ def pairwise(
     Raises
     ------
     DataError
-        When an option is unknown or a heatmap is not finite.
+        When an option is unknown, the device cannot be used, or a heatmap is not finite.
     """
-    reader = HeatmapRows(heatmaps, rows, metric=metric, scaling=scaling, reduce=reduce, dtype=dtype)
+    reader = HeatmapRows(heatmaps, rows, metric=metric, scaling=scaling, reduce=reduce, dtype=dtype, device=device)
     count = len(reader)
     condensed = np.empty(count * (count - 1) // 2, dtype=dtype)
     for place, segment in segments(reader, memory):
@@ -191,7 +207,7 @@ def pairwise(
 
 def segments(reader: HeatmapRows, memory: int = MEMORY) -> Iterator[tuple[int, NDArray[Any]]]:
     """Stretches of the condensed distances in order, each with its first position."""
-    count, place = len(reader), 0
+    count, done = len(reader), 0
     blocks = reader.blocks(memory)
     one, two = reader.buffer(blocks), reader.buffer(blocks[1:])
     for here, (start, stop) in enumerate(blocks):
@@ -199,11 +215,15 @@ def segments(reader: HeatmapRows, memory: int = MEMORY) -> Iterator[tuple[int, N
         block = reader.read(start, stop, one)
         for first, last in blocks[here:]:
             other = block if first == start else reader.read(first, last, two)
-            strip[:, first - start : last - start] = _tile(reader, block, other)
-        right = np.arange(count - start) > np.arange(stop - start)[:, None]
-        segment = strip[right]
-        yield place, segment
-        place += len(segment)
+            diagonal = other is block
+            step = _STRIP if diagonal else max(1, _TILE // (last - first))
+            for top in range(0, stop - start, step):
+                left = top if diagonal else 0
+                tile = _tile(reader, block.part(top, top + step), other.part(left), diagonal)
+                strip[top : top + step, first - start + left : last - start] = tile
+        segment = np.concatenate([row[place + 1 :] for place, row in enumerate(strip)])
+        yield done, segment
+        done += len(segment)
 
 
 def between(one: HeatmapRows, other: HeatmapRows, memory: int = MEMORY) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
@@ -228,57 +248,76 @@ def between(one: HeatmapRows, other: HeatmapRows, memory: int = MEMORY) -> Itera
             yield slice(start, stop), slice(first, last), tile
 
 
-def _tile(reader: HeatmapRows, one: Block, other: Block) -> NDArray[Any]:
+def _check_device(device: str) -> None:
     import torch
 
-    squared = _squared_distances(one, other, reader.dtype)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch has no one way to say so
+        raise DataError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _tile(reader: HeatmapRows, one: Block, other: Block, diagonal: bool = False) -> NDArray[Any]:
+    """Distances of the rows of two blocks; with `diagonal` the first of them are the same rows."""
+    import torch
+
+    squared = _squared_distances(one, other, reader.dtype, diagonal)
     if not reader.cosine:
-        return squared.sqrt_().to(one.rows.dtype).numpy()
+        return squared.sqrt_().to(one.rows.dtype).cpu().numpy()
     squared /= 2  # of unit vectors that is 1 - cos
     squared[torch.logical_xor(one.squares[:, None] > 0, other.squares[None, :] > 0)] = 1
-    return squared.to(one.rows.dtype).numpy()
+    return squared.to(one.rows.dtype).cpu().numpy()
 
 
-def _squared_distances(one: Block, other: Block, dtype: str) -> torch.Tensor:
+def _squared_distances(one: Block, other: Block, dtype: str, diagonal: bool) -> torch.Tensor:
     """|x - y|² = |x|² + |y|² - 2 x·y, float64; where that difference cancels, first the product, then the pair itself
     is computed again in float64."""
     import torch
 
-    scale = one.squares[:, None] + other.squares[None, :]
     for precision in ("float32", "float64") if dtype == "float32" else ("float64",):
-        squared = scale - 2 * _gram(one.rows, other.rows, getattr(torch, precision))
-        lost = squared < _LOST[precision] * scale
-        if one is other:
-            lost.fill_diagonal_(False)
-        if int(lost.sum()) <= _FEW * lost.numel():
+        squared = one.squares[:, None] + other.squares
+        for start in range(0, one.rows.shape[1], _SLAB):
+            slab, type_ = slice(start, start + _SLAB), getattr(torch, precision)
+            squared.sub_(one.rows[:, slab].to(type_) @ other.rows[:, slab].to(type_).T, alpha=2)
+        if diagonal:
+            squared.fill_diagonal_(math.inf)
+        lost = _lost_pairs(squared, one.squares, other.squares, _LOST[precision])
+        if len(lost) <= _FEW * squared.numel():
             break
     _recompute(squared, lost, one.rows, other.rows)
-    if one is other:
+    if diagonal:
         squared.fill_diagonal_(0)
     return squared
 
 
-def _gram(one: torch.Tensor, other: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
+def _lost_pairs(squared: torch.Tensor, one: torch.Tensor, other: torch.Tensor, share: float) -> NDArray[np.int64]:
+    """Where squared distances are below a share of their squared norms, (pairs, 2) by row."""
+    if float(squared.min()) >= share * float(one.max() + other.max()):  # as ever so often, and one pass instead of four
+        return np.empty((0, 2), dtype=np.int64)
+    return (squared < share * (one[:, None] + other)).nonzero().cpu().numpy()
+
+
+def _norms(rows: torch.Tensor) -> NDArray[np.float64]:
+    """L2 norm of each row, float64; in pieces that a cache holds it is faster than torch's own wider accumulator."""
     import torch
 
-    gram = torch.zeros((len(one), len(other)), dtype=torch.float64)
-    for start in range(0, one.shape[1], _SLAB):
-        slab = slice(start, start + _SLAB)
-        gram += one[:, slab].to(precision) @ other[:, slab].to(precision).T
-    return gram
+    norms = []
+    for some in rows.split(max(1, _WIDENED // rows.shape[1])):
+        parts = [torch.linalg.vector_norm(part.double(), dim=1) for part in some.split(_WIDENED, dim=1)]
+        norms.append(torch.linalg.vector_norm(torch.stack(parts), dim=0))
+    return torch.cat(norms).numpy()
 
 
-def _recompute(squared: torch.Tensor, lost: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> None:
-    """Replace the lost distances by sums of squared differences; equal rows, of which there may be many, by 0."""
+def _recompute(squared: torch.Tensor, pairs: NDArray[np.int64], one: torch.Tensor, other: torch.Tensor) -> None:
+    """Replace lost distances by sums of squared differences; equal rows, of which there may be many, by 0."""
     import torch
 
-    pairs = lost.nonzero()
     if not len(pairs):
         return
-    keys = [{row: hash(rows[row].numpy().tobytes()) for row in pairs[:, side].unique().tolist()}
+    keys = [{row: hash(rows[row].cpu().numpy().tobytes()) for row in np.unique(pairs[:, side]).tolist()}
             for side, rows in enumerate((one, other))]  # fmt: skip
     chunk = max(1, _SLAB * 64 // one.shape[1])
-    for row, columns in _by_row(pairs.numpy()):
+    for row, columns in _by_row(pairs):
         squared[row, columns] = 0
         different = torch.from_numpy(columns[[keys[1][column] != keys[0][row] for column in columns.tolist()]])
         for some in different.split(chunk):

@@ -56,10 +56,11 @@ def curve_chart(scores: LayerScores, profile: str) -> RGB:
     return page.done()
 
 
-def dendrogram_chart(scores: LayerScores, labels: Labels, linkage: str) -> RGB | None:
+def dendrogram_chart(scores: LayerScores, labels: Labels, linkage: str, images: int) -> RGB | None:
     """The tree above its last merges, branches coloured by cluster, and where it was cut; uint8 (H, 1200, 3).
 
-    None when there are too many clusters to tell their branches apart.
+    `labels` are of the images in the tree, which may stand for more: `images` in all. None when there are too many
+    clusters to tell their branches apart.
     """
     from scipy.cluster.hierarchy import dendrogram
 
@@ -70,9 +71,8 @@ def dendrogram_chart(scores: LayerScores, labels: Labels, linkage: str) -> RGB |
     of_leaf = [int(labels[_first_image(tree, leaf)]) for leaf in drawn["leaves"]]
     done = merges_for(tree, scores.k)
     cut = float(tree[done, 2]) if done < len(tree) else np.inf
-    page = Page(
-        _TOP + 2 * _PANEL + _BOTTOM, f"{scores.layer}: {_clusters(scores.k)} of {count} images", f"{linkage} linkage"
-    )
+    how = f"{linkage} linkage" + (f" of {count} that stand for all" if count < images else "")
+    page = Page(_TOP + 2 * _PANEL + _BOTTOM, f"{scores.layer}: {_clusters(scores.k)} of {images} images", how)
     bottom, highest = _TOP + 2 * _PANEL, float(tree[-1, 2]) * 1.03 or 1.0
     x_of = scale((0, 10 * len(of_leaf)), (_LEFT, WIDTH - _RIGHT))  # scipy's leaves stand at 5, 15, 25, …
     y_of = scale((0, highest), (bottom, _TOP))

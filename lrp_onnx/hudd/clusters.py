@@ -82,6 +82,9 @@ class Clustering:
         Why each cluster that was marked as noise was, one sentence each.
     layers : mapping of str to LayerScores
         Every layer given, in order.
+    thresholds : mapping of int to float, optional
+        Where some errors stand for all: for each cluster the largest distance from a member to the nearest other
+        that does.
     """
 
     profile: str
@@ -96,6 +99,7 @@ class Clustering:
     silhouettes: Floats
     noise: tuple[str, ...]
     layers: Mapping[str, LayerScores] = field(repr=False)
+    thresholds: Mapping[int, float] | None = None
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -143,7 +147,8 @@ def cluster(
     DataError
         When there are fewer than two images, or distances or options do not fit.
     """
-    min_size = _check_options(distances, profile, layer, linkage, min_size)
+    _check_options(distances, profile, layer, linkage)
+    min_size = smallest(profile, min_size)
     layers: dict[str, LayerScores] = {}
     for name in distances:
         condensed = _condensed(distances[name], name)
@@ -178,9 +183,7 @@ def cluster(
     )
 
 
-def _check_options(
-    distances: Mapping[str, Any], profile: str, layer: str | None, linkage: str, min_size: int | None
-) -> int:
+def _check_options(distances: Mapping[str, Any], profile: str, layer: str | None, linkage: str) -> None:
     for word, value, known in (("profile", profile, PROFILES), ("linkage", linkage, LINKAGES)):
         if value not in known:
             raise DataError(f"{word} {value!r}; expected one of {', '.join(known)}")
@@ -195,6 +198,10 @@ def _check_options(
             f"profile {profile} needs distances of heatmaps scaled by '{expected}', these are scaled by '{scaling}'; "
             "compute the distances again with this profile"
         )
+
+
+def smallest(profile: str, min_size: int | None) -> int:
+    """Images that a cluster must have: `min_size`, or what the profile asks for; DataError when it is below 1."""
     if min_size is None:
         return 1 if profile == "hudd" else 2
     if min_size < 1:
@@ -297,4 +304,26 @@ def distances_to(medoids: Mapping[int, int], labels: Labels, condensed: Floats) 
     for label, medoid in medoids.items():
         members = np.flatnonzero(labels == label)
         found[members] = distances_of(condensed, medoid)[members]
+    return found
+
+
+def thresholds(condensed: NDArray[Any], labels: NDArray[np.int64]) -> dict[int, float]:
+    """For each cluster the largest distance from a member to its nearest fellow member.
+
+    "Sufficiently close to cluster members based on test set observations" (Fahmy et al. 2021): whoever is farther from
+    a cluster than any of its own members would be, were it left out, does not belong to it.
+
+    Parameters
+    ----------
+    condensed : array (n (n - 1) / 2,)
+        Distances that the clusters were made from.
+    labels : int array (n,)
+        Below 1 for none. Clusters of one image have no threshold and are left out.
+    """
+    condensed, found = np.asarray(condensed[...]), {}
+    for label in np.unique(labels[labels >= 1]).tolist():
+        members = np.flatnonzero(labels == label)
+        if len(members) > 1:
+            to_others = (distances_of(condensed, row)[members[members != row]] for row in members.tolist())
+            found[label] = float(max(distances.min() for distances in to_others))
     return found

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +20,7 @@ from lrp_onnx.errors import DataError, StoreError
 from lrp_onnx.hudd.blocks import MEMORY, HeatmapRows, segments
 from lrp_onnx.hudd.clusters import FEATURES, INPUT, PROFILES
 from lrp_onnx.hudd.layers import eligible_layers
+from lrp_onnx.hudd.micro import choose_representatives
 from lrp_onnx.store import HeatmapStore, layer_key
 from lrp_onnx.store.disk import brief, disk_errors, open_hdf5, replacing
 
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 FORMAT, FORMAT_VERSION = "lrp-onnx-distances", 1
 SCALING = {"default": "unit-l2", "hudd": "none"}
 DTYPE = {"default": "float32", "hudd": "float64"}
+REPRESENTATIVES = "representatives"
 # What must be the same for a file to be gone on with.
-_IDENTITY = ("store_sha256", "metric", "scaling", "reduce", "dtype", "features", "rows")
+_IDENTITY = ("store_sha256", "metric", "scaling", "reduce", "dtype", "features", "representatives", "rows")
 
 
 class Distances(Mapping[str, h5py.Dataset]):
@@ -65,6 +68,13 @@ class Distances(Mapping[str, h5py.Dataset]):
     def rows(self) -> NDArray[np.int64]:
         """Row in the heatmap store of each of the n images, int64 (n,)."""
         return self._file["rows"][:].astype(np.int64)
+
+    @property
+    def representatives(self) -> NDArray[np.int64]:
+        """Which of the n images the distances are between, int64 (m,), ascending; all where none stands for others."""
+        if REPRESENTATIVES in self._file:
+            return self._file[REPRESENTATIVES][:].astype(np.int64)
+        return np.arange(len(self._file["rows"]))
 
     @property
     def paths(self) -> list[str]:
@@ -114,7 +124,9 @@ def compute_distances(
     rows: NDArray[np.int64] | None = None,
     metric: str = "euclidean",
     reduce: str = "none",
+    micro: int = 0,
     memory: int = MEMORY,
+    device: str = "cpu",
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
@@ -129,19 +141,22 @@ def compute_distances(
     path : path-like
         The file, HDF5: /rows (n,) uint32, /path (n,), /input and /layers/<key> (n (n - 1) / 2,) condensed distances
         with the attributes tensor, order, features, complete; the file's attributes say profile, metric, scaling,
-        reduce, dtype, features (what they are of, in profile `features`), store and store_sha256.
+        reduce, dtype, features (what they are of, in profile `features`), representatives, store and store_sha256.
+        With `micro` also /representatives (m,) uint32, places among the n images: distances are between these only.
     profile : {"default", "hudd"}
         "default": heatmaps scaled to unit norm, distances in float32; "hudd": raw heatmaps, float64.
     layers : sequence of str, optional
         Inner tensors, and "input" for the model's input; those of `eligible_layers` when left out.
     rows : int array (n,), optional
         Rows of the store, ascending; all finished ones when left out.
-    metric, reduce, memory
+    metric, reduce, memory, device
         As in `pairwise`.
+    micro : int
+        Compare only so many images, which stand for all (see `choose_representatives`); 0 compares all.
     overwrite : bool
         Replace a file that was made otherwise.
     progress : callable (layer, done, total), optional
-        Called as pairs of images are done.
+        Called as pairs of images are done; before, with "" for the layer, as those are chosen that stand for all.
 
     Raises
     ------
@@ -155,12 +170,25 @@ def compute_distances(
         raise DataError(f"profile {profile!r}; expected one of {', '.join(PROFILES)}")
     rows = _rows(store, rows)
     options: dict[str, Any] = {"metric": metric, "scaling": SCALING[profile], "reduce": reduce, "dtype": DTYPE[profile]}
-    readers = {
-        layer: HeatmapRows(_heatmaps(store, layer), rows, name=f"{store.path}, heatmaps of '{layer}'", **options)
-        for layer in (layers if layers is not None else eligible_layers(store, profile))
-    }
+    layers = layers if layers is not None else eligible_layers(store, profile)
+
+    def readers(rows: NDArray[np.int64], **options: str) -> dict[str, HeatmapRows]:
+        named = {layer: f"{store.path}, heatmaps of '{layer}'" for layer in layers}
+        return {layer: HeatmapRows(heatmaps_of(store, layer), rows, name=named[layer], **options) for layer in layers}
+
     identity = {"store_sha256": store_hash(store, rows), **options, "features": "", "rows": rows.tolist()}
-    _compute(path, store, readers, identity | {"profile": profile}, memory, overwrite, progress)
+    identity |= {"profile": profile, "representatives": f"{micro} micro-clusters" if micro else ""}
+    chosen, compared = None, rows
+    if micro:
+        chosen = _earlier_choice(path, identity, overwrite)
+        if chosen is None:
+            told = None if progress is None else partial(progress, "")
+            # by their direction in every profile: layers are of different sizes
+            scaled = readers(rows, metric=metric, scaling="unit-l2", reduce=reduce)
+            chosen = choose_representatives(scaled, micro, memory=memory, progress=told)
+        compared = rows[chosen]
+    between = readers(compared, device=device, **options)
+    _compute(path, store, between, identity, memory, overwrite, progress, chosen)
 
 
 def compute_feature_distances(
@@ -197,7 +225,8 @@ def compute_feature_distances(
     readers = {FEATURES: HeatmapRows(features.values, name=name, **options)}
     origin = f"{features.layer} of {features.sha256}"
     identity = {"store_sha256": store_hash(store, rows), **options, "features": origin, "rows": rows.tolist()}
-    _compute(Path(path), store, readers, identity | {"profile": FEATURES}, memory, overwrite, progress)
+    identity |= {"profile": FEATURES, "representatives": ""}
+    _compute(Path(path), store, readers, identity, memory, overwrite, progress)
 
 
 def _compute(
@@ -208,8 +237,9 @@ def _compute(
     memory: int,
     overwrite: bool,
     progress: Callable[[str, int, int], None] | None,
+    chosen: NDArray[np.int64] | None = None,
 ) -> None:
-    _lay_out(path, store, readers, identity, overwrite)
+    _lay_out(path, store, readers, identity, overwrite, chosen)
     with disk_errors(path), _open(path, "r+") as file:
         for layer, reader in readers.items():
             dataset = file[_key(layer)]
@@ -252,7 +282,8 @@ def _rows(store: HeatmapStore, rows: NDArray[np.int64] | None) -> NDArray[np.int
     return chosen
 
 
-def _heatmaps(store: HeatmapStore, layer: str) -> h5py.Dataset:
+def heatmaps_of(store: HeatmapStore, layer: str) -> h5py.Dataset:
+    """The heatmaps of a layer, or of the input."""
     return store.attribution if layer == INPUT else store.layer(layer)
 
 
@@ -274,30 +305,51 @@ def _open(path: Path, mode: str) -> h5py.File:
     return open_hdf5(path, mode, "distances file", FORMAT, FORMAT_VERSION)
 
 
+def _earlier(path: Path, identity: Mapping[str, Any], overwrite: bool) -> h5py.File | None:
+    """What an earlier run of the same kind left, open."""
+    if overwrite or not path.is_file():
+        return None
+    old = _open(path, "r")
+    there = {name: old.attrs.get(name, "") for name in _IDENTITY[:-1]} | {"rows": old["rows"][:].tolist()}
+    for name in _IDENTITY:
+        if there[name] != identity[name]:
+            old.close()
+            difference = f"{brief(there[name]) or 'none'} in the file, {brief(identity[name]) or 'none'} now"
+            raise StoreError(f"{path}: made otherwise, {name} differs: {difference}; use --overwrite")
+    return old
+
+
+def _earlier_choice(path: Path, identity: Mapping[str, Any], overwrite: bool) -> NDArray[np.int64] | None:
+    old = _earlier(path, identity, overwrite)
+    if old is None:
+        return None
+    with old:
+        return old[REPRESENTATIVES][:].astype(np.int64)
+
+
 def _lay_out(
-    path: Path, store: HeatmapStore, readers: Mapping[str, HeatmapRows], identity: Mapping[str, Any], overwrite: bool
+    path: Path,
+    store: HeatmapStore,
+    readers: Mapping[str, HeatmapRows],
+    identity: Mapping[str, Any],
+    overwrite: bool,
+    chosen: NDArray[np.int64] | None,
 ) -> None:
     """Leave a file with room for every layer asked for, and with what an earlier run of the same kind computed.
 
     The room is made before anything is computed, in a file that then takes its place, so that later writes change no
     HDF5 metadata: a kill in their middle leaves a file that opens.
     """
-    old: h5py.File | None = None
-    if path.is_file() and not overwrite:
-        old = _open(path, "r")
+    old = _earlier(path, identity, overwrite)
     try:
-        if old is not None:
-            there = {name: old.attrs.get(name, "") for name in _IDENTITY[:-1]} | {"rows": old["rows"][:].tolist()}
-            for name in _IDENTITY:
-                if there[name] != identity[name]:
-                    difference = f"{brief(there[name])} in the file, {brief(identity[name])} now"
-                    raise StoreError(f"{path}: made otherwise, {name} differs: {difference}; use --overwrite")
-            if all(_key(layer) in old for layer in readers):
-                return
+        if old is not None and all(_key(layer) in old for layer in readers):
+            return
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             _describe(file, store, identity)
+            if chosen is not None:
+                file[REPRESENTATIVES] = chosen.astype(np.uint32)
             if old is not None:
                 for name, dataset in _datasets(old):
                     old.copy(dataset, file, name)

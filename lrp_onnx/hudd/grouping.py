@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from lrp_onnx.errors import DataError, StoreError
 from lrp_onnx.hudd.clusters import FEATURES, INPUT, PROFILES, Clustering, cluster
-from lrp_onnx.hudd.distances import Distances, compute_distances, compute_feature_distances
+from lrp_onnx.hudd.distances import Distances, compute_distances, compute_feature_distances, heatmaps_of
 from lrp_onnx.hudd.layers import eligible_layers
+from lrp_onnx.hudd.micro import EXACT, join_representatives, micro_count
 from lrp_onnx.store import HeatmapStore
 
 if TYPE_CHECKING:
@@ -45,8 +46,11 @@ def by_heatmaps(
     *,
     profile: str,
     layer: str | None,
+    min_size: int | None,
     metric: str,
     reduce: str,
+    micro: int | None,
+    device: str,
     overwrite: bool,
     progress: Progress,
     **options: Any,
@@ -56,12 +60,25 @@ def by_heatmaps(
     notes = []
     if layers == [INPUT] and layer is None:
         notes.append("no inner layer in the store: images are compared by the heatmaps of the input")
+    count = micro_count(len(rows), micro)
+    if count and micro is None:
+        notes.append(
+            f"{len(rows)} errors, and no more than {EXACT} are compared pair by pair: {count} stand for all and are "
+            "clustered, each of the others joins the nearest; --micro says how many, --micro 0 compares all"
+        )
     how: dict[str, Any] = {"profile": profile, "layers": layers, "rows": rows, "metric": metric, "reduce": reduce}
+    how |= {"micro": count, "device": device}
     _compare(partial(compute_distances, store, path, **how, progress=_over(layers, progress)), overwrite)
     with Distances(path) as distances:
         progress("Clustering", 0, 1)
-        found = cluster({name: distances[name] for name in layers}, profile, layer=layer, **options)
+        # one error that stands for many is no small cluster
+        least = 1 if count else min_size
+        found = cluster({name: distances[name] for name in layers}, profile, layer=layer, min_size=least, **options)
         progress("Clustering", 1, 1)
+        if count:
+            heatmaps = heatmaps_of(store, found.layer)
+            join = partial(progress, "Joining")
+            found = join_representatives(found, distances, heatmaps, min_size=min_size, device=device, progress=join)
     return found, notes
 
 
@@ -116,4 +133,11 @@ def _compare(compute: Callable[..., None], overwrite: bool) -> None:
 
 def _over(layers: Sequence[str], progress: Progress) -> Progress:
     """Progress over the pairs of all layers, from progress layer by layer."""
-    return lambda layer, done, pairs: progress("Comparing", layers.index(layer) * pairs + done, len(layers) * pairs)
+
+    def advance(layer: str, done: int, total: int) -> None:
+        if layer:
+            progress("Comparing", layers.index(layer) * total + done, len(layers) * total)
+        else:
+            progress("Choosing", done, total)
+
+    return advance

@@ -104,6 +104,8 @@ def cluster_store(
     min_size: int | None = None,
     metric: str = "euclidean",
     reduce: str = "none",
+    micro: int | None = None,
+    device: str = "cpu",
     model: str | os.PathLike[str] | None = None,
     backbone: str | os.PathLike[str] | None = None,
     heatmaps: bool = True,
@@ -131,6 +133,11 @@ def cluster_store(
         `cluster_features`.
     metric, reduce
         As in `pairwise`.
+    micro : int, optional
+        Cluster so many errors that stand for all, which the others join (`choose_representatives`,
+        `join_representatives`); 0: all of them. By default 5,000 where there are more than 20,000 errors.
+    device : str
+        Where distances between heatmaps are computed, as in `pairwise`.
     model, backbone : path-like, optional
         For profile `features`: the ONNX model that the heatmaps are of, or another network to use in its place.
     heatmaps : bool
@@ -156,6 +163,8 @@ def cluster_store(
         "linkage": linkage != "ward",
         "metric": metric != "euclidean",
         "reduce": reduce != "none",
+        "micro": micro is not None,
+        "device": device != "cpu",
     }
     check_profile(profile, [name for name in given if given[name]], has_network=bool(model or backbone))
     if xlsx:
@@ -172,7 +181,14 @@ def cluster_store(
             dense, more = by_features(*place, model=model, backbone=backbone, **options)
             clustering, charts = dense.clustering, {"curve.png": neighbour_chart(dense)}
         else:
-            options |= {"metric": metric, "reduce": reduce, "k": k, "linkage": linkage}
+            options |= {
+                "metric": metric,
+                "reduce": reduce,
+                "micro": micro,
+                "device": device,
+                "k": k,
+                "linkage": linkage,
+            }
             clustering, more = by_heatmaps(*place, profile=profile, **options)
         notes += more
         with Distances(root / DISTANCES) as distances:
@@ -239,7 +255,7 @@ def write_clusters(
     with folder_written_whole(root / CHOSEN, CLUSTERING, overwrite=True) as copy:
         with folder_written_whole(folder, CLUSTERING, overwrite=True) as new:
             without = write_gallery(samples, distances.rows, clustering, new, progress or (lambda done, total: None))
-            for file, chart in (_charts(clustering) if charts is None else charts).items():
+            for file, chart in (_charts(clustering, distances) if charts is None else charts).items():
                 save_png(chart, new / file)
             write_tables(samples, distances, clustering, new, root)
         shutil.copytree(folder, copy, copy_function=_copy, dirs_exist_ok=True)
@@ -283,18 +299,22 @@ def _errors(store: HeatmapStore) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def _spreadsheet(path: Path, distances: Distances, layer: str, notes: list[str]) -> Path | None:
-    count = len(distances.rows)
-    if count > MOST_IMAGES:
-        notes.append(f"no {path.name}: a sheet holds {MOST_IMAGES} images, not {count}; {DISTANCES} has the distances")
+    compared = distances.representatives
+    if len(compared) > MOST_IMAGES:
+        notes.append(
+            f"no {path.name}: a sheet holds {MOST_IMAGES} images, not {len(compared)}; {DISTANCES} has the distances"
+        )
         return None
-    export_xlsx(path, distances[layer][:], distances.paths)
+    paths = distances.paths
+    export_xlsx(path, distances[layer][:], [paths[image] for image in compared])
     return path
 
 
-def _charts(clustering: Clustering) -> dict[str, RGB]:
+def _charts(clustering: Clustering, distances: Distances) -> dict[str, RGB]:
     scores = clustering.layers[clustering.layer]
     charts = {"curve.png": curve_chart(scores, clustering.profile)}
-    tree = dendrogram_chart(scores, clustering.labels, clustering.linkage)
+    labels = clustering.labels
+    tree = dendrogram_chart(scores, labels[distances.representatives], clustering.linkage, len(labels))
     return charts if tree is None else charts | {"dendrogram.png": tree}
 
 

@@ -24,7 +24,7 @@ FORMAT, FORMAT_VERSION = "lrp-onnx-clusters", 1
 _PLAIN = ("profile", "layer", "how_layer", "linkage", "k", "how_k")
 _LAYER = ("layer", "k", "how_k", "score", "silhouette", "weighted_distance", "mean_distance", "wicd")
 _CURVES = ("k", "clusters", "weighted_distance", "wicd", "gradient", "silhouette")
-_DISTANCES = ("store_sha256", "metric", "scaling", "reduce", "dtype")
+_DISTANCES = ("store_sha256", "metric", "scaling", "reduce", "dtype", "representatives")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +84,12 @@ def write_tables(samples: Samples, distances: Distances, clustering: Clustering,
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "store": Path(os.path.relpath(samples.store.path.resolve(), root.resolve())).as_posix(),
-        "distances": {name: str(distances.attrs[name]) for name in _DISTANCES},
+        "distances": {name: str(distances.attrs.get(name, "")) for name in _DISTANCES},
         **{name: getattr(clustering, name) for name in _PLAIN},
         "noise": list(clustering.noise),
         "layers": [{name: _json(getattr(scores, name)) for name in _LAYER} for scores in clustering.layers.values()],
         "medoids": {str(label): medoid for label, medoid in clustering.medoids.items()},
+        "thresholds": clustering.thresholds,
         "labels": clustering.labels.tolist(),
         "distance_to_medoid": [_json(value) for value in clustering.distance_to_medoid.tolist()],
         "silhouettes": clustering.silhouettes.tolist(),
@@ -141,6 +142,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def _clustering(values: dict[str, Any]) -> Clustering:
+    limits = values.get("thresholds")
     return Clustering(
         **{name: values[name] for name in _PLAIN},
         labels=np.array(values["labels"], dtype=np.int64),
@@ -149,12 +151,13 @@ def _clustering(values: dict[str, Any]) -> Clustering:
         silhouettes=np.array(values["silhouettes"], dtype=np.float64),
         noise=tuple(values["noise"]),
         layers={},
+        thresholds=None if limits is None else {int(label): float(limit) for label, limit in limits.items()},
     )
 
 
 def _check_origin(here: Path, distances: Path, store: Path, made_from: dict[str, str], count: int) -> None:
     with Distances(distances) as there, HeatmapStore(store) as errors:
-        differs = [name for name in _DISTANCES if made_from[name] != str(there.attrs[name])]
+        differs = [name for name in _DISTANCES if made_from.get(name, "") != str(there.attrs.get(name, ""))]
         if differs or len(there.rows) != count:
             raise DataError(
                 f"{here}: {distances} was made anew since, its {', '.join(differs) or 'number of images'} differs; "

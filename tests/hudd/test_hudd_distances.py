@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import openpyxl
 import pytest
+import torch
 from scipy.spatial.distance import pdist, squareform
 
 from lrp_onnx.errors import DataError, StoreError
@@ -276,3 +277,23 @@ def test_a_spreadsheet_that_would_not_fit_is_refused(tmp_path):
         export_xlsx(tmp_path / "d.xlsx", np.zeros(4), ["a", "b", "c"])
     with pytest.raises(DataError, match="cannot be written"):
         export_xlsx(Path(tmp_path / "no folder" / "d.xlsx"), np.zeros(1), ["a", "b"])
+
+
+def test_a_device_that_is_not_there_is_one_clear_line():
+    with pytest.raises(DataError, match="device 'abacus' cannot be used: "):
+        pairwise(heatmaps(4), device="abacus")
+
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("apart", [1, 1e-3])
+def test_distances_are_those_of_the_formula_on_every_device(device, dtype, apart):
+    values = heatmaps(60)
+    values[20:40] = values[:20] * (1 + apart * np.random.default_rng(3).normal(size=(20, 6, 5, 7)))
+    values[59] = values[0]
+    found = pairwise(values, scaling="none", dtype=dtype, memory=15_000, device=device)
+    np.testing.assert_allclose(found, plain(values), rtol=TOLERANCE[dtype], atol=0)
+    assert squareform(found)[59, 0] == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pytest
 from PIL import Image
 
@@ -435,3 +436,52 @@ def test_an_improvement_set_without_the_layer_says_which_one_to_make(make_errors
     with pytest.raises(DataError, match="--layers '/conv/out'"):
         assign_store(improvement, tmp_path / "T", tmp_path / "UnsafeSet")
     assert not (tmp_path / "UnsafeSet").exists()
+
+
+def test_where_some_errors_stand_for_all_every_image_is_in_the_folders_and_tables(
+    make_errors: Make, tmp_path: Path
+) -> None:
+    causes = [0] * 40 + [1] * 30 + [2] * 20
+    steps: list[str] = []
+    found = cluster_store(
+        make_errors(causes),
+        tmp_path / "T",
+        micro=24,
+        k=3,
+        layer="/conv/out",
+        xlsx=True,
+        progress=lambda step, done, total: steps.append(step),
+    )
+    assert list(dict.fromkeys(steps)) == ["Choosing", "Comparing", "Clustering", "Joining", "Drawing"]
+    assert [one.size for one in found.clusters] == [40, 30, 20]
+    assert found.notes == ()
+    rows = table(found.chosen / "clusters.csv")
+    assert [int(row["cluster"]) - 1 for row in rows] == causes
+    assert all(row["distance_to_medoid"] and row["silhouette"] for row in rows)
+    assert [len(list((found.chosen / str(label)).iterdir())) for label in (1, 2, 3)] == [40, 30, 20]
+    assert {"curve.png", "dendrogram.png"} <= {path.name for path in found.chosen.iterdir()}
+    saved = read_clusters(tmp_path / "T")
+    assert saved.clustering.thresholds == found.clustering.thresholds
+    assert sorted(saved.clustering.thresholds or {}) == [1, 2, 3]
+    with Distances(tmp_path / "T" / "distances.h5") as distances:
+        compared = len(distances.representatives)
+    assert compared < 25
+    sheet = openpyxl.load_workbook(found.spreadsheet or "").active
+    assert sheet.max_row == compared + 1
+    unsafe = assign_store(make_errors(causes[::9], "improvement.h5"), tmp_path / "T", tmp_path / "unsafe")
+    assert [one.cluster - 1 for one in sorted(unsafe.assignment.selected, key=lambda one: one.image)] == causes[::9]
+
+
+def test_many_errors_are_clustered_by_some_of_them_and_a_note_says_so(
+    make_errors: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrp_onnx.hudd.micro.EXACT", 17)
+    monkeypatch.setattr("lrp_onnx.hudd.micro.MICRO", 12)
+    store = make_errors(CAUSES)
+    found = cluster_store(store, tmp_path / "some")
+    assert found.images == 18
+    assert "18 errors" in found.notes[0]
+    assert "12 stand for all" in found.notes[0]
+    assert cluster_store(store, tmp_path / "all", micro=0).notes == ()
+    with pytest.raises(DataError, match="profile features has no --micro"):
+        cluster_store(store, tmp_path / "f", profile="features", model="net.onnx", micro=12)

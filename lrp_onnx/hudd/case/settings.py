@@ -24,7 +24,7 @@ _SETS = {
     "validation": "ValidationSet",
 }
 _NEEDED = ("training", "test", "improvement")
-_MAY_BE_ZERO = ("threshold", "momentum", "weight_decay", "patience", "seed")
+_MAY_BE_ZERO = ("micro", "threshold", "momentum", "weight_decay", "patience", "seed")
 # What a case without settings has; `init_case` writes it, so that every setting can be seen where it is changed.
 TEMPLATE = """\
 # Settings of a HUDD case; `lrp-onnx hudd run` on this folder does all steps. Paths are relative to this file.
@@ -59,6 +59,7 @@ TEMPLATE = """\
 # min_size = 2                           # smaller clusters are noise; 1 in profile hudd
 # metric = "euclidean"                   # or "cosine"
 # reduce = "none"                        # or "channels", "spatial"
+# micro = 5000                           # example; so many stand for all errors; by default above 20,000, 0 for none
 # xlsx = false                           # the chosen layer's distances as a spreadsheet too
 
 [assign]
@@ -118,6 +119,7 @@ class ClusterSettings:
     min_size: int | None = None
     metric: Literal["euclidean", "cosine"] = "euclidean"
     reduce: Literal["none", "channels", "spatial"] = "none"
+    micro: int | None = None
     xlsx: bool = False
 
 
