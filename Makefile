@@ -9,6 +9,7 @@ help:
 	@echo "make demo      explain two real models on real photographs and say where the pictures are"
 	@echo "make test      the fast tests        make test-all  every test"
 	@echo "make lint      style and types       make bench     the benchmarks"
+	@echo "make fuzz      random graphs, EXAMPLES=20000      make bench-coverage  architectures that are explained"
 	@echo "make bench-peers  the same with zennit and captum; options: make bench BENCH='--batch 16 --memory'"
 
 demo: $(VENV)/.demo
@@ -31,6 +32,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m experiments.benchmarks $(BENCH)
 
+# Which architectures of torchvision, Keras, timm and transformers convert and are explained; goes on where it stopped.
+bench-coverage: $(VENV)/.coverage
+	$(BIN)/python -m experiments.coverage $(BENCH)
+
 # In an environment of its own: zennit and captum, and this package beside them.
 bench-peers: .venv-peers/.ready
 	.venv-peers/bin/python -m experiments.benchmarks $(BENCH)
@@ -41,7 +46,7 @@ bench-peers: .venv-peers/.ready
 	@touch $@
 
 # A stamp is written only after pip succeeded, so an interrupted set-up is taken up again by the next call.
-$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(BIN)/pip
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.coverage: $(VENV)/.%: pyproject.toml | $(BIN)/pip
 	@echo "Installing lrp-onnx[$*] into $(VENV); the first time takes minutes and gigabytes (PyTorch, TensorFlow)."
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable ".[$*]"
 	@touch $@
