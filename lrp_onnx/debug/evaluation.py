@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ from lrp_onnx.debug.heatmap_statistics import gini
 from lrp_onnx.debug.randomisation import Randomised, randomisation
 from lrp_onnx.debug.sensitivity import RADIUS, max_sensitivity
 from lrp_onnx.engine import Explainer
-from lrp_onnx.errors import DataError, StoreError
+from lrp_onnx.errors import DataError, RuleError, StoreError, UnsupportedOpError
 from lrp_onnx.folders import folder_written_whole, refuse_folder
 from lrp_onnx.graph import Graph, load
 from lrp_onnx.inputs import Feed, describe, feed_for
@@ -57,6 +58,7 @@ ORDERS = {
     "insertion": ("most", "random"),
 }
 RANDOMISED_IMAGES = 32  # the first so many are explained by every shuffled model
+FOLLOWING = ("epsilon-gamma-box", "epsilon")  # composites to name where one does not follow the weights, tried in turn
 _ALIKE = 0.99  # cosine between a stored heatmap and the same computed anew
 
 
@@ -150,6 +152,7 @@ class _Run:
     ginis: list[float] = field(default_factory=list)
     sensitivities: list[float] = field(default_factory=list)
     layers: list[Randomised] = field(default_factory=list)
+    better: tuple[str, Sequence[Randomised]] | None = None  # a composite that follows the weights, if this one does not
     rows: list[int] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -272,16 +275,23 @@ class _Run:
             missing = -len(inputs) % self.feed.batch
             inputs = np.concatenate([inputs, inputs[-1:].repeat(missing, axis=0)])
             targets = np.concatenate([targets, targets[-1:].repeat(missing)])
-        self.layers = randomisation(
-            self.explainer,
-            inputs,
-            targets.astype(np.int64),
-            stages=self.steps,
-            seed=self.seed,
-            channels_last=self.feed.channels_last,
-            batch_size=self.feed.batch or 8,
-            progress=progress,
-        )
+        how: dict[str, Any] = {
+            "seed": self.seed,
+            "channels_last": self.feed.channels_last,
+            "batch_size": self.feed.batch or 8,
+        }
+        given = inputs, targets.astype(np.int64)
+        self.layers = randomisation(self.explainer, *given, stages=self.steps, progress=progress, **how)
+        if randomisation_verdict(self.layers).judgement != "bad":
+            return
+        for name in FOLLOWING:
+            try:
+                stages = randomisation(Explainer(self.graph, name), *given, stages=2, **how)
+            except (RuleError, UnsupportedOpError):  # such as a z-box for a model whose range of inputs is not known
+                continue
+            if randomisation_verdict(stages).judgement == "good":
+                self.better = name, stages
+                return
 
     def result(self, folder: Path) -> Evaluation:
         verdicts = []
@@ -295,7 +305,7 @@ class _Run:
             elif metric == "sensitivity":
                 verdicts.append(sensitivity_verdict(np.array(self.sensitivities), RADIUS))
             else:
-                verdicts.append(randomisation_verdict(self.layers))
+                verdicts.append(randomisation_verdict(self.layers, self.better))
         return Evaluation(
             folder,
             tuple(verdicts),

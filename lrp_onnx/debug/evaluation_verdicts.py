@@ -98,11 +98,13 @@ def sensitivity_verdict(worst: Floats, radius: float) -> Verdict:
     return Verdict("sensitivity", "", sentence, {"max_sensitivity": mean})
 
 
-def randomisation_verdict(stages: Sequence[Randomised]) -> Verdict:
-    """Of the models with more and more shuffled layers."""
+def randomisation_verdict(
+    stages: Sequence[Randomised], better: tuple[str, Sequence[Randomised]] | None = None
+) -> Verdict:
+    """Of the models with more and more shuffled layers; and the name and stages of a composite that does better."""
     if not stages:
         return Verdict("randomisation", "undecided", "the model has no weights on the way of the relevance")
-    first, last = (_mean(abs(stage.rank)) for stage in (stages[0], stages[-1]))
+    first, last = _rank_correlations(stages)
     numbers = {"rank_first": first, "rank_all": last, "layers": float(stages[-1].layers)}
     if np.isnan(last):
         return Verdict("randomisation", "undecided", "a model of shuffled weights gives no heatmap at all", numbers)
@@ -110,11 +112,25 @@ def randomisation_verdict(stages: Sequence[Randomised]) -> Verdict:
         f"with the last layer's weights shuffled heatmaps correlate by {first:.2f} with the model's, with those of all "
         f"{stages[-1].layers} layers by {last:.2f}"
     )
+    advice = ""
+    if better is not None:
+        name, others = better
+        other_first, other_last = _rank_correlations(others)
+        numbers |= {f"rank_first_{name}": other_first, f"rank_all_{name}": other_last}
+        advice = f"; those by composite {name} follow the weights ({other_first:.2f} and {other_last:.2f})"
     if last > FOLLOWS:
-        return Verdict("randomisation", "bad", f"{sentence}: they show the picture more than the model", numbers)
+        return Verdict(
+            "randomisation", "bad", f"{sentence}: they show the picture more than the model{advice}", numbers
+        )
     if first > STILL_ALIKE:
-        return Verdict("randomisation", "bad", f"{sentence}: they hardly depend on the last layer", numbers)
+        return Verdict("randomisation", "bad", f"{sentence}: they hardly depend on the last layer{advice}", numbers)
     return Verdict("randomisation", "good", f"{sentence}: they follow the weights", numbers)
+
+
+def _rank_correlations(stages: Sequence[Randomised]) -> tuple[float, float]:
+    """With the last layer shuffled, and with all; means over the images."""
+    first, last = (_mean(abs(stage.rank)) for stage in (stages[0], stages[-1]))
+    return first, last
 
 
 def _beats_chance(differences: Floats) -> tuple[Judgement, str]:

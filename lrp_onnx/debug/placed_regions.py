@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lrp_onnx.data import open_dataset
+from lrp_onnx.data.dataset import as_picture
 from lrp_onnx.debug.regions import Mask, Region, Regions, Size
 from lrp_onnx.errors import DataError, StoreError
 from lrp_onnx.preprocess import Preprocess
@@ -83,6 +86,7 @@ class PlacedRegions:
         self._shape: tuple[int, int] = shape[1:]
         self._preprocess = Preprocess.from_json(store.preprocess) if store.preprocess else None
         self._classes, self._samples, self._sizes = store.classes, store.samples, regions.sizes
+        self._array_size = lru_cache(maxsize=1)(_array_picture_size)
         finished = store.done.tolist()
         by_image: dict[str, list[Region]] = {}
         for region in regions.regions:
@@ -121,7 +125,8 @@ class PlacedRegions:
         if not fitting:
             self.skipped[self.path(row)] = f"no region of class '{wanted}'"
             return None
-        size = self._size(row, fitting[0][0].image)
+        preprocess, real = self._drawn_on(row)
+        size = self._agreed(real, fitting[0][0].image, row)
         if size is None:
             self.skipped[self.path(row)] = "the size of its picture is not known, as it cannot be read"
             return None
@@ -130,7 +135,6 @@ class PlacedRegions:
             mask = region.mask(size)
             masks[part] = masks[part] | mask if part in masks else mask
         whole = masks.pop("") if "" in masks else np.any(list(masks.values()), axis=0)
-        preprocess = self._preprocess_of(row)
         geometry = preprocess.geometry(*size) if preprocess else np.eye(3)
         covered = self._covered(whole, geometry)
         region_there = covered >= _COVERED
@@ -153,15 +157,25 @@ class PlacedRegions:
             return ""
         return self._classes[index] if self._classes and index < len(self._classes) else str(index)
 
-    def _preprocess_of(self, row: int) -> Preprocess | None:
-        """None where regions are drawn on the model's input itself: a row of an array file has no picture."""
-        return None if _ARRAY_ROW.search(self.path(row)) else self._preprocess
-
-    def _size(self, row: int, image: str) -> Size | None:
-        """Width and height of what the regions are drawn on."""
-        declared = self._sizes.get(image)
+    def _drawn_on(self, row: int) -> tuple[Preprocess | None, Size | None]:
+        """How the picture that regions are drawn on became the model's input, and its size; None where it cannot be
+        read. Arrays of other than uint8 are the model's input themselves."""
         height, width = self._shape
-        real = picture_size(self.path(row)) if self._preprocess_of(row) else (width, height)
+        path = self.path(row)
+        array = _ARRAY_ROW.sub("", path)
+        if self._preprocess is None:
+            return None, (width, height)
+        if array == path:
+            return self._preprocess, picture_size(path)
+        try:
+            size = self._array_size(array)
+        except DataError:
+            return self._preprocess, None
+        return (None, (width, height)) if size is None else (self._preprocess, size)
+
+    def _agreed(self, real: Size | None, image: str, row: int) -> Size | None:
+        """Width and height of the picture, or else what the regions' file says of it."""
+        declared = self._sizes.get(image)
         if declared and real and declared != real:
             raise DataError(
                 f"the regions of {image} were drawn on {declared[0]} x {declared[1]} pixels, and {self.path(row)} has "
@@ -192,6 +206,13 @@ def picture_size(path: str) -> Size | None:
             return (height, width) if image.getexif().get(_ORIENTATION) in _TURNED else (width, height)
     except Exception:  # decoders raise anything on a file that moved or broke; the regions' file may know the size
         return None
+
+
+def _array_picture_size(path: str) -> Size | None:
+    """Width and height of the pictures in an array file; None when it holds other than uint8 pictures."""
+    array = open_dataset(path, unknown="unlabelled").array
+    picture = as_picture(array[0]) if array is not None and array.dtype == np.uint8 else None
+    return None if picture is None else picture.size
 
 
 def _match(images: Sequence[str], paths: Mapping[int, str], regions: Regions) -> dict[str, int]:

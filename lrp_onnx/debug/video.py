@@ -341,9 +341,11 @@ class _Run:
             save_png(kept.picture, folder / f"{stem}.png")
             one = Labels(np.array([index]), np.array([peak.score]))
             relevance = self._explain_peak(kept.input, one)
-            there = place_on_frame(relevance.astype(np.float32), self._prepare.placement, self.size, 0.0)
+            shown = np.zeros(self.size[::-1], np.float32)
+            there, box = place_on_frame(relevance.astype(np.float32), self._prepare.placement, self.size)
+            shown[box] = there
             item = SheetItem(
-                [kept.picture, overlay(kept.picture, there)],
+                [kept.picture, overlay(kept.picture, shown)],
                 [f"frame {peak.frame}, at {peak.time:.2f} s of {self.clip.path.name}"],
             )
             title = f"{peak.name}: highest score {peak.score:.3g}"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 _ANSI_ART = "tty"  # FFmpeg plays any file called .txt as a picture of its text
+_STRAIGHT = 0.02  # of a display matrix: less beside its other numbers is rounding
 _NO_RATE = 25.0  # frames a second, where a clip says nothing
 
 
@@ -160,6 +161,8 @@ class Clip:
     def notes(self) -> tuple[str, ...]:
         """What of the clip could not be decoded, once it is read; nothing for a clip that is whole."""
         notes = []
+        if (note := _skewed(self._first.raw)) is not None:
+            notes.append(f"{self.path}: {note}")
         missing = self.expected - self.decoded
         few = missing > max(1.0, self.rate if not self._stream.frames else 1)  # durations are not exact
         if self._read_to_end and self.expected and few:
@@ -198,17 +201,29 @@ def upright(frame: VideoFrame) -> VideoFrame:
     return VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
 
 
-def _display_matrix(frame: VideoFrame) -> np.ndarray | None:
-    """x' = a x + c y and y' = b x + d y as ((a, b), (c, d)); None for a frame that is to be shown as it is."""
+def _display_matrix(frame: VideoFrame, *, also_small: bool = False) -> np.ndarray | None:
+    """x' = a x + c y and y' = b x + d y as ((a, b), (c, d)); None for a frame that is to be shown as it is, or
+    unless `also_small` about so."""
     from av.sidedata.sidedata import Type
 
     data: Any = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     if data is None:
         return None
     turn = np.frombuffer(bytes(data), np.int32)[:9].reshape(3, 3)[:2, :2].astype(np.float64)
-    if turn[0, 0] > abs(turn[0, 1]) and turn[1, 1] > 0:
+    about_so = turn[0, 0] > abs(turn[0, 1]) and turn[1, 1] > 0
+    return None if about_so and not also_small else turn
+
+
+def _skewed(frame: VideoFrame) -> str | None:
+    """What to say of a display matrix that is no quarter turn; None for all others."""
+    turn = _display_matrix(frame, also_small=True)
+    if turn is None or np.sort(abs(turn), axis=None)[1] <= _STRAIGHT * abs(turn).max():
         return None
-    return turn
+    degrees = float(np.degrees(np.arctan2(turn[0, 1], turn[0, 0])))
+    return (
+        f"is to be shown turned by {degrees:.0f} degrees; its frames are turned by the nearest quarter, "
+        f"{round(degrees / 90) * 90}"
+    )
 
 
 def _shown_size(frame: VideoFrame, aspect: Any) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 Planes = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]  # Y (h, w), U and V (h / 2, w / 2)
+Box = tuple[slice, slice]  # rows and columns
 _ENCODERS = {"libx264": {"preset": "ultrafast", "crf": "23"}, "libopenh264": {"b": "2000000"}}
 _CLOCK = 90_000  # ticks a second: times of any frame rate fall on it
 _KEY_FRAMES = 60  # at most so many frames apart, so that players can jump
@@ -96,7 +98,7 @@ def video_writer(path: Path, size: tuple[int, int], rate: float, colours: int | 
 
 
 def planes_of(frame: VideoFrame) -> Planes:
-    """The planes of a yuv420p frame, to look at and, after ``frame.make_writable()``, to paint on."""
+    """The planes of a yuv420p (or yuv444p) frame, to look at and, after ``frame.make_writable()``, to paint on."""
     views = []
     for plane in frame.planes:
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
@@ -124,15 +126,23 @@ def band_height(height: int) -> int:
     return min(max(18, round(height * 0.07)), height // 2) // 2 * 2 or 2
 
 
-@lru_cache(maxsize=512)
 def _text(text: str, height: int, most: int) -> NDArray[np.uint8]:
-    """White text on black, as luma (height, at most `most`)."""
+    """White text on black, as luma (height, at most `most`); a text that is too long ends in "…"."""
+    glyphs = [_glyph(character, height) for character in text]
+    if sum(glyph.shape[1] for glyph in glyphs) > most:
+        end = _glyph("…", height)
+        while glyphs and sum(glyph.shape[1] for glyph in glyphs) + end.shape[1] > most:
+            glyphs.pop()
+        glyphs.append(end)
+    return np.concatenate([np.full((height, 0), _BLACK, np.uint8), *glyphs], axis=1)[:, :most]
+
+
+@lru_cache(maxsize=512)
+def _glyph(character: str, height: int) -> NDArray[np.uint8]:
+    """One character; numbers change from frame to frame, and drawing them anew would cost as much as the whole band."""
     font = _font(max(8, round(height * 0.7)))
-    shown = text
-    while len(shown) > 1 and font.getlength(shown) > most:
-        shown = f"{shown.removesuffix('…')[:-1]}…"
-    image = Image.new("L", (max(1, min(most, int(np.ceil(font.getlength(shown))))), height), _BLACK)
-    ImageDraw.Draw(image).text((0, height / 2), shown, fill=_WHITE, font=font, anchor="lm")
+    image = Image.new("L", (max(1, round(font.getlength(character))), height), _BLACK)
+    ImageDraw.Draw(image).text((0, height / 2), character, fill=_WHITE, font=font, anchor="lm")
     return np.asarray(image)
 
 
@@ -141,8 +151,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)  # ships with Pillow, so that videos look alike on every machine
 
 
-def place_on_frame(values: NDArray[Any], placement: NDArray[np.float64], size: tuple[int, int], empty: float) -> Any:
-    """A picture of the model's input, laid where it is in the frame.
+def place_on_frame(values: NDArray[Any], placement: NDArray[np.float64], size: tuple[int, int]) -> tuple[Any, Box]:
+    """A picture of the model's input, as large as it is in the frame, and the place where it is.
 
     Parameters
     ----------
@@ -152,20 +162,31 @@ def place_on_frame(values: NDArray[Any], placement: NDArray[np.float64], size: t
         Leads from points of the frame to points of the input, see `Preprocess.geometry`.
     size : (int, int)
         Width and height of the frame.
-    empty
-        What stands where the model does not look.
 
     Returns
     -------
     ndarray
-        As `values`, of shape (height, width).
+        As `values`, of the height and width of the box.
+    (slice, slice)
+        Rows and columns of the frame, from even to even, that the model sees.
     """
-    (a, _, c), (_, e, f), _ = placement.tolist()
-    picture = Image.fromarray(values)
-    there = picture.transform(
-        size, Image.Transform.AFFINE, (a, 0, c, 0, e, f), Image.Resampling.BILINEAR, fillcolor=empty
-    )
-    return np.asarray(there)
+    (tall, wide), (width, height) = values.shape, size
+    rows, (top, bottom) = _shared(placement[1, 1], placement[1, 2], tall, height)
+    columns, (left, right) = _shared(placement[0, 0], placement[0, 2], wide, width)
+    shape = columns.stop - columns.start, rows.stop - rows.start
+    if not all(shape):
+        return values[:0, :0], (rows, columns)
+    there = Image.fromarray(values).resize(shape, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    return np.asarray(there), (rows, columns)
+
+
+def _shared(scale: float, shift: float, edge: int, length: int) -> tuple[slice, tuple[float, float]]:
+    """Along one axis: pixels of a frame of this length that lie in an input of that edge, and where they begin and end
+    in it. A point p of the frame is at scale p + shift there."""
+    # rounded against the noise of the matrices, so that an input that shows the whole frame loses no pixel of it
+    first = 2 * math.ceil(max(0.0, round(-shift / scale, 6)) / 2)
+    last = max(first, 2 * math.floor(min(length, round((edge - shift) / scale, 6)) / 2))
+    return slice(first, last), (max(0.0, scale * first + shift), min(float(edge), scale * last + shift))
 
 
 def draw_heatmap(planes: Planes, relevance: ArrayLike, placement: NDArray[np.float64]) -> None:
@@ -173,12 +194,14 @@ def draw_heatmap(planes: Planes, relevance: ArrayLike, placement: NDArray[np.flo
     luma, *chroma = planes
     height, width = luma.shape
     levels = np.rint(normalise(relevance) * 127 + _ZERO).astype(np.uint8)
-    there = place_on_frame(levels, placement, (width, height), _ZERO)
-    index = there.astype(np.intp) * 256 + luma  # into the table, flat
+    there, box = place_on_frame(levels, placement, (width, height))
     table = _heat_table()
+    index = there.astype(np.intp) * 256 + luma[box]  # into the table, flat
+    luma[:] = np.take(table[0, _ZERO * 256 : (_ZERO + 1) * 256], luma)
+    luma[box] = table[0][index]
     for plane, colours in zip(chroma, table[1:], strict=True):
-        plane[:] = colours[index[::2, ::2]]
-    luma[:] = table[0][index]
+        plane[:] = _NO_COLOUR
+        plane[box[0].start // 2 : box[0].stop // 2, box[1].start // 2 : box[1].stop // 2] = colours[index[::2, ::2]]
     corners = np.linalg.inv(placement) @ np.array([[0, 0, 1], [*np.shape(relevance)[::-1], 1]]).T
     (left, right), (top, bottom) = np.rint(corners[:2]).astype(int)
     for x in (left, right):

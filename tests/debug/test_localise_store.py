@@ -92,6 +92,14 @@ def place(store: Path, *regions: Region, **fields: Any) -> PlacedRegions:
         return placed
 
 
+def place_row(store: Path, image: str, box: tuple[float, float, float, float]) -> np.ndarray:
+    """The region of the second sample."""
+    with HeatmapStore(store) as heatmaps:
+        marked = PlacedRegions(heatmaps, Regions(Path("regions.csv"), [region(image, box)])).at(1)
+    assert marked is not None
+    return marked.region
+
+
 def mask(rows: slice, columns: slice) -> np.ndarray:
     there = np.zeros((SIZE, SIZE), dtype=bool)
     there[rows, columns] = True
@@ -154,12 +162,21 @@ def test_images_are_found_by_the_end_of_their_path(make_store: Callable[..., Pat
     assert place(store, region("dog/b", box, "dog"), stems=True).rows == [2]
 
 
-def test_rows_of_array_files_are_marked_on_the_models_input(make_store: Callable[..., Path]) -> None:
-    store = make_store(["a.png", "b.png"], paths=["/data/x.npy[0]", "/data/x.npy[1]"], resize="shortest-edge")
-    with HeatmapStore(store) as heatmaps:
-        marked = PlacedRegions(heatmaps, Regions(Path("r"), [region("x.npy[1]", (4, 4, 8, 8))])).at(1)
-    assert marked is not None
-    assert (marked.region == mask(slice(4, 8), slice(4, 8))).all()
+def test_rows_of_array_files_are_marked_on_the_models_input(make_store: Callable[..., Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, SIZE, SIZE), np.float32))
+    paths = [f"{tmp_path}/x.npy[{row}]" for row in (0, 1)]
+    store = make_store(["a.png", "b.png"], paths=paths, resize="shortest-edge")
+    assert (place_row(store, "x.npy[1]", (4, 4, 8, 8)) == mask(slice(4, 8), slice(4, 8))).all()
+
+
+def test_rows_of_uint8_pictures_are_marked_on_the_picture(make_store: Callable[..., Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, PICTURE[1], PICTURE[0], 3), np.uint8))
+    store = make_store(["a.png", "b.png"], paths=[f"{tmp_path}/x.npy[{row}]" for row in (0, 1)])
+    assert (place_row(store, "x.npy[1]", (20, 0, 40, 10)) == mask(slice(0, 8), slice(8, 16))).all()
+    (tmp_path / "x.npy").unlink()
+    placed = place(store, region("x.npy[1]", (20, 0, 40, 10)))
+    assert placed.at(1) is None
+    assert "cannot be read" in placed.skipped[f"{tmp_path}/x.npy[1]"]
 
 
 def test_regions_of_the_expected_class_count(make_store: Callable[..., Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import struct
 import threading
 import tracemalloc
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from PIL import Image
 from lrp_onnx.debug.timeline import MOST_BINS, Peak, ScoreHistory, timeline_chart
 from lrp_onnx.debug.video import analyse_video, read_span
 from lrp_onnx.debug.video_frames import Clip, read_ahead
-from lrp_onnx.debug.video_output import _heat_table, draw_heatmap, planes_of, size_of_output
+from lrp_onnx.debug.video_output import _heat_table, draw_heatmap, place_on_frame, planes_of, size_of_output
 from lrp_onnx.errors import DataError, OutputError, TargetError
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.render import overlay
@@ -177,6 +178,49 @@ def test_a_turned_clip_is_seen_upright(model: Path, tmp_path: Path, turn: int, c
     assert blue == [corner]
 
 
+def show_by(path: Path, a: float, b: float, c: float, d: float) -> Path:
+    """Write x' = a x + c y and y' = b x + d y into the track header of an MP4."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44  # after version, times, number, duration, layer, group and volume
+    for place, value in zip((0, 4, 12, 16), (a, b, c, d), strict=True):
+        content[at + place : at + place + 4] = struct.pack(">i", round(value * 65536))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner"),
+    [
+        ((-1, 0, 0, 1), (0, 0)),  # mirrored
+        ((1, 0, 0, -1), (1, 1)),  # upside down, but not turned
+        ((0, 1, 1, 0), (1, 0)),  # rows become columns
+        ((0, -1, -1, 0), (0, 1)),  # the same about the other diagonal
+    ],
+)
+def test_a_mirrored_clip_is_seen_as_players_show_it(
+    model: Path, tmp_path: Path, matrix: tuple[int, int, int, int], corner: tuple[int, int]
+) -> None:
+    picture = plain(RED).copy()
+    picture[:24, 32:] = BLUE  # top right as stored
+    clip = show_by(write_clip(tmp_path / "clip.mp4", [picture] * 3), *matrix)
+    result = analyse_video(clip, model, tmp_path / "out", classes=["blue"])
+    assert result.notes == ()
+    with Image.open(tmp_path / "out" / "peak-blue.png") as shown:
+        pixels = np.asarray(shown)
+    assert pixels.shape == ((320, 240, 3) if matrix[0] == 0 else (240, 320, 3))
+    height, width = pixels.shape[:2]
+    places = [(down, right) for down in (0, 1) for right in (0, 1)]
+    assert [(d, r) for d, r in places if pixels[height // 4 * (1 + 2 * d), width // 4 * (1 + 2 * r), 2] > 150] == [
+        corner
+    ]
+
+
+def test_a_turn_that_is_no_quarter_is_named(model: Path, tmp_path: Path) -> None:
+    turned = show_by(write_clip(tmp_path / "clip.mp4", [plain(RED)] * 3), 0.866, 0.5, -0.5, 0.866)
+    (note,) = analyse_video(turned, model, tmp_path / "out").notes
+    assert "turned by 30 degrees; its frames are turned by the nearest quarter, 0" in note
+
+
 def test_the_model_sees_what_a_picture_of_the_frame_would_give(model: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     small = random.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -268,6 +312,31 @@ def test_heatmaps_have_the_colours_of_an_overlay() -> None:
     wanted = av.VideoFrame.from_ndarray(overlay(picture, relevance), format="rgb24").reformat(format="yuv420p")
     assert np.abs(drawn - planes_of(wanted)[0]).max() <= 4
     assert _heat_table().shape == (3, 65536)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "shortest-edge", "letterbox"])
+@pytest.mark.parametrize("size", [(320, 240), (240, 320), (90, 50)])
+def test_a_heatmap_lies_where_the_model_looked(resize: str, size: tuple[int, int]) -> None:
+    preprocess = Preprocess(size=(64, 64), resize=resize, crop=0.875 if resize == "shortest-edge" else 1.0)
+    width, height = size
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    placement = preprocess.geometry(width, height)
+    to_x, to_y = placement[0, 0] * x + placement[0, 2], placement[1, 1] * y + placement[1, 2]
+    columns, rows = np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5)
+    shown, box = place_on_frame((columns + 100 * rows).astype(np.float32), placement, size)
+    inside = (slice(2, -2), slice(2, -2))  # at its edges a resized picture repeats itself
+    enlarged = placement[0, 0] <= 1 and placement[1, 1] <= 1  # else several pixels become one
+    assert shown[inside] == pytest.approx((to_x + 100 * to_y)[box][inside], abs=0.1 if enlarged else 60)
+    seen = (to_x >= 0) & (to_x <= 64) & (to_y >= 0) & (to_y <= 64)
+    missed = seen.copy()
+    missed[box] = False
+    assert seen[box].all()
+    assert missed.sum() <= 4 * sum(size)  # less than two pixels along each edge
+    frame = av.VideoFrame.from_ndarray(np.full((height * 3 // 2, width), 128, np.uint8), format="yuv420p")
+    draw_heatmap(planes_of(frame), np.ones((64, 64)), placement)
+    red = planes_of(frame)[2] > 160
+    assert red[box[0].start // 2 : box[0].stop // 2, box[1].start // 2 : box[1].stop // 2].all()
+    assert red.sum() == shown.size // 4
 
 
 def test_an_interrupt_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
