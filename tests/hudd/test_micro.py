@@ -255,5 +255,5 @@ def test_how_many_stand_for_all_is_asked_for_or_found() -> None:
 
 def test_a_missing_package_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    with pytest.raises(DataError, match="lrp-onnx\[scale\]"):
+    with pytest.raises(DataError, match=r"lrp-onnx\[scale\]"):
         choose_representatives({"a": HeatmapRows(planted(20)[1])}, 5)
