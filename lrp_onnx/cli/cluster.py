@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrp_onnx.cli.options import JsonOption, OverwriteOption
+from lrp_onnx.cli.options import JsonOption, OverwriteOption, SchedulerOption
 from lrp_onnx.cli.output import count, show_json, show_notes, steps
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def command(
     device: Annotated[
         str, typer.Option("--device", metavar="cpu|cuda", help="Where to compute distances of heatmaps.")
     ] = "cpu",
+    scheduler: SchedulerOption = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -133,6 +134,7 @@ def command(
             reduce=reduce,
             micro=micro,
             device=device,
+            scheduler=scheduler,
             model=model,
             backbone=backbone,
             heatmaps=heatmaps,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrp_onnx.errors import DataError
-from lrp_onnx.store.disk import runs
+from lrp_onnx.store.disk import open_file, runs
 
 if TYPE_CHECKING:
     import h5py
@@ -102,6 +103,18 @@ class HeatmapRows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: a dataset goes by the names of its file and of itself."""
+        if isinstance(self.source, np.ndarray):
+            return vars(self)
+        return vars(self) | {"source": (Path(self.source.file.filename).resolve(), self.source.name)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if isinstance(self.source, tuple):
+            path, name = self.source
+            self.source = open_file(path, "r")[name]
 
     def read(self, start: int, stop: int, into: torch.Tensor) -> Block:
         """Rows start to stop, in the first rows of a buffer that `buffer` made."""
@@ -205,12 +218,14 @@ def pairwise(
     return condensed
 
 
-def segments(reader: HeatmapRows, memory: int = MEMORY) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Stretches of the condensed distances in order, each with its first position."""
-    count, done = len(reader), 0
-    blocks = reader.blocks(memory)
+def segments(
+    reader: HeatmapRows, memory: int = MEMORY, strips: Iterable[int] | None = None
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Stretches of the condensed distances in order, each with its first position; of all blocks, or of some."""
+    count, blocks = len(reader), reader.blocks(memory)
     one, two = reader.buffer(blocks), reader.buffer(blocks[1:])
-    for here, (start, stop) in enumerate(blocks):
+    for here in range(len(blocks)) if strips is None else strips:
+        start, stop = blocks[here]
         strip = np.empty((stop - start, count - start), dtype=reader.dtype)
         block = reader.read(start, stop, one)
         for first, last in blocks[here:]:
@@ -221,9 +236,7 @@ def segments(reader: HeatmapRows, memory: int = MEMORY) -> Iterator[tuple[int, N
                 left = top if diagonal else 0
                 tile = _tile(reader, block.part(top, top + step), other.part(left), diagonal)
                 strip[top : top + step, first - start + left : last - start] = tile
-        segment = np.concatenate([row[place + 1 :] for place, row in enumerate(strip)])
-        yield done, segment
-        done += len(segment)
+        yield start * count - start * (start + 1) // 2, np.concatenate([row[i + 1 :] for i, row in enumerate(strip)])
 
 
 def between(one: HeatmapRows, other: HeatmapRows, memory: int = MEMORY) -> Iterator[tuple[slice, slice, NDArray[Any]]]:

@@ -127,6 +127,7 @@ def compute_distances(
     micro: int = 0,
     memory: int = MEMORY,
     device: str = "cpu",
+    scheduler: str | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
@@ -153,6 +154,8 @@ def compute_distances(
         As in `pairwise`.
     micro : int
         Compare only so many images, which stand for all (see `choose_representatives`); 0 compares all.
+    scheduler : str, optional
+        Where to compare, if not here: "local:N" or the address of a Dask scheduler; see `lrp_onnx.distributed`.
     overwrite : bool
         Replace a file that was made otherwise.
     progress : callable (layer, done, total), optional
@@ -188,7 +191,14 @@ def compute_distances(
             chosen = choose_representatives(scaled, micro, memory=memory, progress=told)
         compared = rows[chosen]
     between = readers(compared, device=device, **options)
-    _compute(path, store, between, identity, memory, overwrite, progress, chosen)
+    compute = partial(_compute, path, store, between, identity, memory, overwrite, progress, chosen)
+    if scheduler is None:
+        compute()
+        return
+    from lrp_onnx.distributed import connect, segments_on
+
+    with connect(scheduler) as client:
+        compute(partial(segments_on, client))
 
 
 def compute_feature_distances(
@@ -238,6 +248,7 @@ def _compute(
     overwrite: bool,
     progress: Callable[[str, int, int], None] | None,
     chosen: NDArray[np.int64] | None = None,
+    spread: Callable[[HeatmapRows, int], Iterator[tuple[int, NDArray[Any]]]] = segments,
 ) -> None:
     _lay_out(path, store, readers, identity, overwrite, chosen)
     with disk_errors(path), _open(path, "r+") as file:
@@ -245,7 +256,7 @@ def _compute(
             dataset = file[_key(layer)]
             if _done(dataset):
                 continue
-            for place, segment in segments(reader, memory):
+            for place, segment in spread(reader, memory):
                 dataset[place : place + len(segment)] = segment
                 if progress is not None:
                     progress(layer, place + len(segment), len(dataset))

@@ -51,6 +51,7 @@ def by_heatmaps(
     reduce: str,
     micro: int | None,
     device: str,
+    scheduler: str | None,
     overwrite: bool,
     progress: Progress,
     **options: Any,
@@ -67,7 +68,7 @@ def by_heatmaps(
             "clustered, each of the others joins the nearest; --micro says how many, --micro 0 compares all"
         )
     how: dict[str, Any] = {"profile": profile, "layers": layers, "rows": rows, "metric": metric, "reduce": reduce}
-    how |= {"micro": count, "device": device}
+    how |= {"micro": count, "device": device, "scheduler": scheduler}
     _compare(partial(compute_distances, store, path, **how, progress=_over(layers, progress)), overwrite)
     with Distances(path) as distances:
         progress("Clustering", 0, 1)

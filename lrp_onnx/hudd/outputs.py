@@ -106,6 +106,7 @@ def cluster_store(
     reduce: str = "none",
     micro: int | None = None,
     device: str = "cpu",
+    scheduler: str | None = None,
     model: str | os.PathLike[str] | None = None,
     backbone: str | os.PathLike[str] | None = None,
     heatmaps: bool = True,
@@ -138,6 +139,8 @@ def cluster_store(
         `join_representatives`); 0: all of them. By default 5,000 where there are more than 20,000 errors.
     device : str
         Where distances between heatmaps are computed, as in `pairwise`.
+    scheduler : str, optional
+        The same for many processes, as in `compute_distances`.
     model, backbone : path-like, optional
         For profile `features`: the ONNX model that the heatmaps are of, or another network to use in its place.
     heatmaps : bool
@@ -165,6 +168,7 @@ def cluster_store(
         "reduce": reduce != "none",
         "micro": micro is not None,
         "device": device != "cpu",
+        "scheduler": scheduler is not None,
     }
     check_profile(profile, [name for name in given if given[name]], has_network=bool(model or backbone))
     if xlsx:
@@ -186,6 +190,7 @@ def cluster_store(
                 "reduce": reduce,
                 "micro": micro,
                 "device": device,
+                "scheduler": scheduler,
                 "k": k,
                 "linkage": linkage,
             }
