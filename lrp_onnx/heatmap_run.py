@@ -335,7 +335,8 @@ class _Run:
         """What the store takes for the samples at `fresh` in the batch."""
         expected = None if batch.targets is None else self.feed.pad(batch.targets)
         result = self._explain((batch.inputs, batch.others), self.feed.pad(batch.labels), expected)
-        picked = torch.from_numpy(fresh)
+        # a slice copies nothing
+        picked = slice(None) if len(fresh) == len(result.output) else torch.from_numpy(fresh)
         output = result.output.cpu()[picked]
         relevance = {name: result.relevance[name].cpu()[picked] for name in self.recorded}
         sums = torch.stack([r.flatten(1).sum(dim=1, dtype=torch.float64) for r in relevance.values()], dim=1)
