@@ -306,7 +306,12 @@ def first_readable(dataset: Dataset, feed: Feed) -> np.ndarray:
 
 
 def first_inputs(dataset: Dataset, feed: Feed) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What the model's input, and its further ones by name, get of the first sample that can be read, without batch.
+    """What the model's inputs get of the first sample that can be read, without batch; see `first_row`."""
+    return first_row(dataset, feed)[1:]
+
+
+def first_row(dataset: Dataset, feed: Feed) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
+    """The first sample that can be read: its row, and what the model's inputs get of it, without batch.
 
     Raises
     ------
@@ -323,7 +328,7 @@ def first_inputs(dataset: Dataset, feed: Feed) -> tuple[np.ndarray, dict[str, np
         if not _fits(values.shape, feed.shape):
             wanted = tuple("any" if size is None else size for size in feed.shape)
             raise DataError(f"{sample.path} has shape {values.shape}; the model's input '{feed.input}' takes {wanted}")
-        return values, others
+        return row, values, others
     raise DataError(f"{dataset.root}: none of the {len(dataset)} samples could be read; the first, {reason}")
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from lrp_onnx.converters.factory import LOADED, load_module
 from lrp_onnx.data import Dataset
 from lrp_onnx.distributed.parts import SharedArray, parts_of, readable
 from lrp_onnx.distributed.scheduler import Report, connect, run_parts
@@ -29,7 +28,6 @@ class _Job:
     known: int
     trial: Dataset
     array: SharedArray
-    extensions: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +69,7 @@ def explain_on(
         _Part((folder / f"{number:05d}.h5").resolve(), part)
         for number, part in enumerate(parts_of(dataset, feed.batch or settings.batch_size))
     ]
-    trial, array = readable(dataset, feed), SharedArray.of(dataset)
-    job = _Job(explainer.graph, settings, known, trial, array, tuple(LOADED))
+    job = _Job(explainer.graph, settings, known, readable(dataset, feed), SharedArray.of(dataset))
     advance = progress or (lambda done, total: None)
     advance(0, len(dataset))
     with connect(scheduler) as client:
@@ -102,8 +99,6 @@ def _explain_part(job: _Job, part: _Part, report: Report) -> Heatmaps:
 
 @lru_cache(maxsize=1)
 def _explainer(job: _Job) -> Explainer:
-    for name in job.extensions:
-        load_module(name)
     return job.settings.explainer(job.graph)
 
 

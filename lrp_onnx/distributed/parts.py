@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lrp_onnx.data import Dataset
-from lrp_onnx.errors import DataError
-from lrp_onnx.inputs import Feed, first_readable
+from lrp_onnx.inputs import Feed, first_row
 
 _FEWEST, _MOST = 16, 4096
 _BATCHES = 64  # in a part, as long as there are no more than _MOST
@@ -51,14 +50,7 @@ def readable(dataset: Dataset, feed: Feed) -> Dataset:
     Raises
     ------
     DataError
-        With the first reason, when the data set holds none.
+        As `first_row`.
     """
-    for row in range(len(dataset)):
-        one = dataset.subset([row])
-        try:
-            first_readable(one, feed)
-        except DataError:
-            continue
-        return replace(one, array=None)
-    first_readable(dataset, feed)
-    raise AssertionError("one of its samples can be read after all")
+    row, _, _ = first_row(dataset, feed)
+    return replace(dataset.subset([row]), array=None)

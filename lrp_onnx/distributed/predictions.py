@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lrp_onnx.converters.factory import LOADED, load_module
 from lrp_onnx.data import Dataset
 from lrp_onnx.distributed.parts import SharedArray, parts_of, readable
 from lrp_onnx.distributed.scheduler import Report, connect, run_parts
@@ -27,7 +26,6 @@ class _Job:
     threshold: float | None
     trial: Dataset
     array: SharedArray
-    extensions: tuple[str, ...]
 
 
 def predict_on(
@@ -49,7 +47,7 @@ def predict_on(
     """
     feed = feed_for(graph, dataset)
     trial = readable(dataset, feed)
-    job = _Job(graph, output, batch_size, loss, threshold, trial, SharedArray.of(dataset), tuple(LOADED))
+    job = _Job(graph, output, batch_size, loss, threshold, trial, SharedArray.of(dataset))
     start = 0
     with connect(scheduler) as client:
         parts = parts_of(dataset, feed.batch or batch_size)
@@ -61,8 +59,6 @@ def predict_on(
 
 
 def _predict_part(job: _Job, part: Dataset, report: Report) -> tuple[list[BatchResult], dict[str, str]]:
-    for name in job.extensions:
-        load_module(name)
     dataset, results = job.array.back_in(part), []
     try:
         for result in predict(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from lrp_onnx.converters.factory import LOADED, load_module
 from lrp_onnx.errors import DataError, LrpOnnxError
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def run_parts(
 ) -> Iterator[Any]:
     """``function(common, part, report)`` of every part on the workers; the results in the order of the parts.
 
-    What is common to all parts goes to each worker once. The part of a worker that is lost is done again by another.
+    What is common to all parts goes to each worker once, and modules that `load_module` loaded here are loaded there. The
+    part of a worker that is lost is done again by another.
 
     Parameters
     ----------
@@ -100,7 +102,7 @@ def run_parts(
     try:
         shared = client.scatter(common, broadcast=True)
         futures = deque(
-            client.submit(_run_part, function, shared, part, topic, number, pure=False)
+            client.submit(_run_part, function, shared, part, topic, number, tuple(LOADED), pure=False)
             for number, part in enumerate(parts)
         )
         while futures:
@@ -128,8 +130,13 @@ def run_parts(
         client.unsubscribe_topic(topic)
 
 
-def _run_part(function: Callable[[Any, Any, Report], Any], common: Any, part: Any, topic: str, number: int) -> Any:
+def _run_part(
+    function: Callable[[Any, Any, Report], Any], common: Any, part: Any, topic: str, number: int, modules: Sequence[str]
+) -> Any:
     from distributed import get_worker
 
+    for name in modules:
+        if name not in LOADED:
+            load_module(name)
     worker = get_worker()
     return function(common, part, lambda done: worker.log_event(topic, {"part": number, "done": done}))

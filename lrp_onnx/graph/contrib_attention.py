@@ -124,15 +124,7 @@ def _attention(n: Call) -> Lines | None:
     lines += _COUNTS
     if n.wants(1):
         lines += ["K5 = Unsqueeze(K, AxisZero)", "V5 = Unsqueeze(V, AxisZero)", "Present = Concat<axis = 0>(K5, V5)"]
-    biases = ["Bias"] if n.has("Bias") else []
-    if n.has("Mask"):
-        masked = _masked(n, "Mask")
-        if masked is None:
-            return None
-        lines, biases = lines + masked, ["KeyBias", *biases]
-    causal = bool(n.integer("unidirectional"))
-    lines += ["PastCount = Sub(Keys, Queries)"] if causal else []
-    return lines + _attend(n, biases, causal)
+    return _attend_where_unmasked(n, lines)
 
 
 @contrib("MultiHeadAttention", "Query Key Value B Mask Bias PastKey PastValue", "Y PresentKey PresentValue")
@@ -144,6 +136,11 @@ def _multi_head(n: Call) -> Lines | None:
     lines = [*split, *(_joined("PastKey", "PastValue") if n.has("PastKey") else _NO_PAST), *_COUNTS]
     if n.wants(1) or n.wants(2):
         lines += ["PresentKey = Identity(K)", "PresentValue = Identity(V)"]
+    return _attend_where_unmasked(n, lines)
+
+
+def _attend_where_unmasked(n: Call, lines: Lines) -> Lines | None:
+    """`lines` and the attention behind them, with the mask over keys, the bias and the order that the node asks for."""
     biases = ["Bias"] if n.has("Bias") else []
     if n.has("Mask"):
         masked = _masked(n, "Mask")

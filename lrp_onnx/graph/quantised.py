@@ -197,7 +197,7 @@ def _binary(op_type: str) -> _Writer:
 
 
 def _unary(op_type: str, *kept: str) -> _Writer:
-    """An operation on one tensor; `kept` are the attributes that it has in the standard, all when none is named."""
+    """An operation on one tensor; `kept` are the attributes that it has in the standard."""
 
     def write(site: _Site) -> tuple[ir.Value, int | None]:
         attributes = {name: value for name, value in site.attributes.items() if name in kept}
