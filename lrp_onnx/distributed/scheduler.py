@@ -74,8 +74,8 @@ def run_parts(
 ) -> Iterator[Any]:
     """``function(common, part, report)`` of every part on the workers; the results in the order of the parts.
 
-    What is common to all parts goes to each worker once, and modules that `load_module` loaded here are loaded there. The
-    part of a worker that is lost is done again by another.
+    What is common to all parts goes to each worker once, and modules that `load_module` loaded here are loaded there.
+    The part of a worker that is lost is done again by another.
 
     Parameters
     ----------
