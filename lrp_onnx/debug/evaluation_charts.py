@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lrp_onnx.hudd.charts import Page, label, scale, ticks
+from lrp_onnx.render.charts import RGB, Page, label, scale, ticks
 
-RGB = NDArray[np.uint8]  # (H, W, 3)
 Line = tuple[Sequence[float], Sequence[float]]  # x, y
 
 _COLOURS = ("#1f5fa8", "#6a737d", "#c6622d")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from lrp_onnx.hudd.charts import label, scale, ticks
+from lrp_onnx.render.charts import label, scale, ticks
 
 WIDTH, HEIGHT = 1200, 520  # pixels
 MOST_BINS = 1024  # about as many as the chart has columns

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from lrp_onnx.debug.training_record import EpochRecord, spread
 from lrp_onnx.debug.training_strips import FOLDER, PANEL, strip_stem
 from lrp_onnx.files import written_whole
-from lrp_onnx.hudd.report.charts import line_chart
+from lrp_onnx.render.line_svg import line_chart
 from lrp_onnx.render.page import page_template
 
 _TRAINING = {"loss": ("loss", "train_loss", "training_loss"), "accuracy": ("accuracy", "acc", "train_accuracy")}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lrp_onnx.errors import DataError
 from lrp_onnx.folders import folder_written_whole, link_or_copy, refuse_folder
-from lrp_onnx.hudd.charts import RGB, curve_chart, dendrogram_chart, neighbour_chart
+from lrp_onnx.hudd.charts import curve_chart, dendrogram_chart, neighbour_chart
 from lrp_onnx.hudd.clusters import FEATURES, NOISE, Clustering
 from lrp_onnx.hudd.distances import Distances
 from lrp_onnx.hudd.gallery import groups, write_gallery
@@ -25,6 +25,7 @@ from lrp_onnx.hudd.records import CHOSEN, CLUSTERING, DISTANCES, write_tables
 from lrp_onnx.hudd.samples import Samples
 from lrp_onnx.hudd.spreadsheet import MOST_IMAGES, export_xlsx, xlsx_writer
 from lrp_onnx.render import save_png
+from lrp_onnx.render.charts import RGB
 from lrp_onnx.store import HeatmapStore
 from lrp_onnx.store.disk import disk_errors
 

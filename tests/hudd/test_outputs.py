@@ -24,8 +24,8 @@ from lrp_onnx.hudd import (
     eligible_layers,
     read_clusters,
 )
-from lrp_onnx.hudd.charts import WIDTH
 from lrp_onnx.preprocess import Preprocess
+from lrp_onnx.render.charts import WIDTH
 from lrp_onnx.store import HeatmapStore, LayerInfo, StoreSpec
 
 CLASSES = ["cat", "dog", "élan"]
