@@ -43,10 +43,10 @@ def names() -> list[str]:
 
 
 def contender(name: str, network_name: str, path: Path, x: Tensor) -> Run:
-    """The function to time; raises whatever the library raises for a network that it cannot do."""
+    """The function to time, on the device of x; raises whatever the library raises for a network that it cannot do."""
     if name in COMPOSITES or name == "ONNX Runtime forward":
         return _ours(name, path, x)
-    module = network(network_name)
+    module = network(network_name).to(x.device)
     if name.startswith("zennit "):
         return _zennit(name.removeprefix("zennit "), module, x)
     if name == "captum epsilon":
@@ -71,11 +71,14 @@ def _ours(name: str, path: Path, x: Tensor) -> Run:
 
     graph = load(path)
     if name == "ONNX Runtime forward":
+        if x.device.type != "cpu":
+            raise ValueError("ONNX Runtime is used on the CPU alone")
         session = open_session(graph.model, threads=torch.get_num_threads())
         feed = {session.get_inputs()[0].name: x.numpy()}
         return lambda: session.run(None, feed)
     bounds = {"low": LOW, "high": HIGH} if name.endswith("box") else {}
-    explainer = Explainer(graph, rules.composite(name, **bounds))
+    explainer = Explainer(graph, rules.composite(name, **bounds), device=str(x.device))
+    explainer.open()  # which is a part of loading the model
     return lambda: explainer.explain(x)
 
 

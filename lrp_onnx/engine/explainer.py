@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from lrp_onnx import rules
 from lrp_onnx.engine.analysis import bind_dimensions
+from lrp_onnx.engine.explanation import Explanation, NodeBalance, joined
+from lrp_onnx.engine.parts import independent, most_at_once, part_of, ranges
 from lrp_onnx.engine.plan import Plan, Step, build_plan, known_shape
 from lrp_onnx.engine.seed import Seed, Target, make_seed, output_name
 from lrp_onnx.errors import DataError, RuleError, TargetError
@@ -19,52 +20,10 @@ from lrp_onnx.forward import Forward, make_forward
 from lrp_onnx.graph import Graph, load
 
 Layers = Literal["input", "all"] | Sequence[str] | Callable[[str], bool]
+Record = Callable[[str, Tensor], Tensor]
 
 DEFAULT_COMPOSITE = "epsilon-plus-flat"
 ATTENTION_MASK = "attention_mask"  # what exporters call the input that tells tokens from padding
-
-
-@dataclass(frozen=True, eq=False)
-class NodeBalance:
-    """Relevance of one node, summed over the batch: what arrived, what was handed on, what its bias absorbed.
-
-    What is left, `remainder`, went into the stabiliser (or, for a rule that does not conserve, was lost). `shares` says
-    how much of `handed` each input tensor got.
-    """
-
-    node: str
-    op_type: str
-    rule: str
-    arrived: Tensor
-    handed: Tensor
-    bias: Tensor
-    shares: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def remainder(self) -> Tensor:
-        return self.arrived - self.handed - self.bias
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """What `Explainer.explain` gives, batch first.
-
-    Attributes
-    ----------
-    output : Tensor
-        The model output that relevance started from (logits), (N, K) or as the model has it.
-    target : numpy.ndarray or None
-        Index of the explained output element of each sample, (N,); None where several were.
-    relevance : dict of str to Tensor
-        By tensor name: the model's inputs and the layers asked for, each shaped as the tensor.
-    conservation : list of NodeBalance
-        From the output back to the input.
-    """
-
-    output: Tensor
-    target: np.ndarray | None
-    relevance: dict[str, Tensor]
-    conservation: list[NodeBalance]
 
 
 class Explainer:
@@ -82,6 +41,9 @@ class Explainer:
         Precision of forward pass and walk. ONNX Runtime runs the forward pass for float32 on the CPU, torch otherwise.
     output : str, optional
         Name of the output to explain (also of one that the activation was cut off from); the first by default.
+    at_once : int, optional
+        How many samples the forward pass and the walk take at a time; a larger batch goes in parts, with the same
+        result. By default as many as a fixed amount of memory has room for: with more, an explanation is no faster.
 
     Raises
     ------
@@ -102,6 +64,7 @@ class Explainer:
         device: str = "cpu",
         dtype: Literal["float32", "float64"] = "float32",
         output: str | None = None,
+        at_once: int | None = None,
     ) -> None:
         self.graph = graph if isinstance(graph, Graph) else load(graph)
         self.composite = rules.composite(composite) if isinstance(composite, str) else composite
@@ -115,8 +78,21 @@ class Explainer:
             raise DataError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
         self.output = output_name(self.graph, output)
         self.plan: Plan = build_plan(self.graph, self.composite, self.output, dtype=self.dtype, device=self.device)
+        if at_once is not None and at_once < 1:
+            raise DataError(f"at_once is {at_once}; expected 1 or more samples")
+        self.at_once = at_once
         self._forwards: dict[frozenset[str], Forward] = {}
         self._last_reader = {name: i for i, step in reversed(list(enumerate(self.plan.steps))) for name in step.reads}
+
+    def open(self) -> None:
+        """Make the forward pass ready now (an ONNX Runtime session, as a rule), not with the first explanation.
+
+        Raises
+        ------
+        ModelError
+            ONNX Runtime cannot load the model.
+        """
+        self._forward(self._recorded("input"))
 
     def explain(
         self,
@@ -126,6 +102,7 @@ class Explainer:
         labels: Sequence[int] | np.ndarray | None = None,
         seed: Seed = "auto",
         layers: Layers = "input",
+        record: Record | None = None,
     ) -> Explanation:
         """Relevance of the model's inputs, and of inner tensors.
 
@@ -144,16 +121,45 @@ class Explainer:
             gradients.
         layers : "input", "all", list of tensor names, or predicate on names
             Tensors to record beside the inputs.
+        record : callable, optional
+            Given the name and relevance of each recorded tensor as soon as that is known, the output first; what it
+            returns, batch first, is recorded in its place, such as a copy of lower precision. The relevance itself may
+            change afterwards, so that what is kept of it has to be copied. The batch then goes as a whole.
         """
         inputs = self._inputs(x)
         recorded = self._recorded(layers)
+        samples = independent(self.plan, inputs, target, labels) if record is None else None
+        if samples is None:
+            return self._explain(inputs, target, labels, seed, recorded, record)
+        most = self.at_once or most_at_once(self.plan, inputs, self.dtype, self.device)
+        parts = []
+        for rows in ranges(samples, most):
+            given = {name: tensor[rows] for name, tensor in inputs.items()}
+            parts.append(
+                self._explain(given, part_of(target, rows, samples), part_of(labels, rows, samples), seed, recorded)
+            )
+        return joined(parts)
+
+    def _explain(
+        self,
+        inputs: Mapping[str, Tensor],
+        target: Target,
+        labels: Sequence[int] | np.ndarray | None,
+        seed: Seed,
+        recorded: frozenset[str],
+        record: Record | None = None,
+    ) -> Explanation:
         with torch.no_grad():
             activations = self._forward(recorded)(inputs)
             output = activations[self.output]
             initial, index = make_seed(output, target, labels, self._seed_kind(seed), inputs.get(ATTENTION_MASK))
-            relevance, ledger = self._walk(initial, inputs, activations, recorded)
-            if self.composite.times_input:
-                relevance = {n: r if n in self.plan.ids else r * activations[n] for n, r in relevance.items()}
+
+            def take(name: str, relevance: Tensor) -> Tensor:
+                if self.composite.times_input and name not in self.plan.ids:
+                    relevance = relevance * activations[name]
+                return relevance.contiguous() if record is None else record(name, relevance)
+
+            relevance, ledger = self._walk(initial, inputs, activations, recorded, take)
         return Explanation(output, index, relevance, ledger)
 
     def _seed_kind(self, seed: Seed) -> Seed:
@@ -203,7 +209,12 @@ class Explainer:
         return frozenset([*inputs, *wanted])
 
     def _walk(
-        self, initial: Tensor, inputs: Mapping[str, Tensor], activations: dict[str, Tensor], recorded: frozenset[str]
+        self,
+        initial: Tensor,
+        inputs: Mapping[str, Tensor],
+        activations: dict[str, Tensor],
+        recorded: frozenset[str],
+        take: Record,
     ) -> tuple[dict[str, Tensor], list[NodeBalance]]:
         dimensions = bind_dimensions(self.graph, {n: tuple(t.shape) for n, t in inputs.items()})
         keep = recorded if self.composite.times_input else frozenset[str]()
@@ -217,7 +228,7 @@ class Explainer:
         for i, step in reversed(list(enumerate(self.plan.steps))):
             arrived = [pending.pop(name, None) for name in step.node.outputs]
             here = {n: r for n, r in zip(step.node.outputs, arrived, strict=True) if r is not None}
-            result.update((n, r) for n, r in here.items() if n in recorded)
+            result.update((n, take(n, r)) for n, r in here.items() if n in recorded)
             if here:
                 call = rules.Call(
                     inputs=[activations.get(n) for n in step.node.inputs],
@@ -242,8 +253,8 @@ class Explainer:
             for name in step.reads:
                 if self._last_reader[name] == i and name not in keep:
                     activations.pop(name, None)
-        result.update((n, r) for n, r in pending.items() if n in recorded)
-        return {n: result[n].contiguous() for n in self.plan.tensors if n in result}, ledger
+        result.update((n, take(n, r)) for n, r in pending.items() if n in recorded)
+        return {n: result[n] for n in self.plan.tensors if n in result}, ledger
 
 
 def _total(sums: Sequence[Tensor]) -> Tensor:

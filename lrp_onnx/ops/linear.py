@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrp_onnx.errors import UnsupportedOpError
 from lrp_onnx.graph import Node
+from lrp_onnx.ops.packed import PackedConvolution
 from lrp_onnx.ops.registry import Linear, op, pullback, resolve_pads, torch_pads, unbroadcast
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -36,14 +37,40 @@ def _conv_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[
         return None
     weight, bias = constants[1], constants.get(2)
     attributes = node.attributes
+    ahead, back = _packed(weight, **attributes)
 
     def forward(x: Tensor, w: Tensor) -> Tensor:
-        return conv(x, w, **attributes)
+        return ahead(x, w) if ahead and ahead.fits(x, w) else conv(x, w, **attributes)
 
     def transpose(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
-        return conv_adjoint(s, w, shape, **attributes)
+        return back(s, w) if back and back.fits(s, w) else conv_adjoint(s, w, shape, **attributes)
 
     return Linear(forward, transpose, weight, None if bias is None else _column(bias, weight.ndim), convolution=True)
+
+
+def _packed(
+    weight: Tensor,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    **_: Any,
+) -> tuple[PackedConvolution | None, PackedConvolution | None]:
+    """The convolution and its adjoint with packed weights; None where they are no plain 2-D convolutions."""
+    if weight.ndim != 4 or group != 1 or auto_pad not in ("NOTSET", "VALID"):
+        return None, None
+    n, steps, gaps = _spatial(weight, strides, dilations)
+    before, after = resolve_pads((), weight.shape[2:], steps, gaps, pads, auto_pad)
+    if before != after:
+        return None, None
+    reach = [(k - 1) * g - b for k, g, b in zip(weight.shape[2:], gaps, before, strict=True)]
+    backward = max(steps) == 1 and min(reach) >= 0
+    return (
+        PackedConvolution(steps, before, gaps),
+        PackedConvolution([1] * n, reach, gaps, flipped=True) if backward else None,
+    )
 
 
 @op("Conv", family="linear", linear=_conv_builder)
@@ -205,10 +232,31 @@ def _gemm_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[
     bias = constants.get(2)
     return Linear(
         lambda x, w: (x.T if flip else x) @ w,
-        lambda s, w, _: (s @ w.T).T if flip else s @ w.T,
+        lambda s, w, _: _from_rows(s, w.T).T if flip else _from_rows(s, w.T),
         weight if alpha == 1.0 else alpha * weight,
         bias if bias is None or beta == 1.0 else beta * bias,
     )
+
+
+def _from_rows(s: Tensor, w: Tensor) -> Tensor:
+    """s @ w; for a single row s of which few elements are not zero, without reading the rows of w that these are for.
+
+    Most of the time of a large layer goes into reading its weights, and behind a ReLU many units are off.
+    """
+    plain = s.device.type == "cpu" and s.ndim == 2 and len(s) == 1 and w.is_contiguous() and s.dtype == w.dtype
+    if not plain or w.numel() < _LARGE or s.requires_grad or w.requires_grad:
+        return s @ w
+    (on,) = s[0].nonzero(as_tuple=True)
+    if not len(on) or 2 * len(on) > len(w):  # a matrix product reads twice as fast
+        return s @ w
+    parts = next(p for p in (4, 2, 1) if w.shape[1] % p == 0)  # of each row, so that threads have some each
+    rows = on * parts + torch.arange(parts)[:, None]
+    pieces = w.view(len(w) * parts, -1)
+    values = s[0, on].expand(parts, -1).contiguous()
+    return F.embedding_bag(rows, pieces, mode="sum", per_sample_weights=values).view(1, -1)
+
+
+_LARGE = 1 << 18  # elements of a weight matrix above which it pays
 
 
 @op("Gemm", family="linear", linear=_gemm_builder)

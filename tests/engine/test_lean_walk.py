@@ -14,6 +14,7 @@ from lrp_onnx.engine.analysis import pictures
 from lrp_onnx.forward import make_forward
 from lrp_onnx.graph import Graph, load
 from lrp_onnx.rules import RULES, Composite, composite
+from lrp_onnx.runtime import open_session
 
 COMPOSITES = ["epsilon", "epsilon-plus-flat", "epsilon-alpha2-beta1", "epsilon-gamma-box", "montavon2019", "hudd"]
 X = np.random.default_rng(0).normal(size=(3, 2, 9, 9)).astype("f")
@@ -88,3 +89,20 @@ def test_an_explanation_leaves_what_it_was_given_and_gave_before(name: str, resi
         assert torch.equal(first.relevance[tensor], wanted)
         assert torch.equal(again.relevance[tensor], wanted)
         assert again.relevance[tensor].is_contiguous()
+
+
+def test_an_open_session_does_not_keep_what_it_was_opened_from(residual: Graph) -> None:
+    """As much memory as the model's weights; onnxruntime keeps it to open the session again elsewhere."""
+    session = open_session(residual.model)
+    held = [value for value in vars(session).values() if isinstance(value, bytes)]
+    assert sum(map(len, held)) == 0
+    assert session.run(None, {"x": X})[0].shape == (3, 5)
+
+
+def test_an_explainer_opens_its_session_before_the_first_explanation(residual: Graph) -> None:
+    explainer = Explainer(residual, "epsilon")
+    assert not explainer._forwards
+    explainer.open()
+    (forward,) = explainer._forwards.values()
+    explainer.explain(X)
+    assert list(explainer._forwards.values()) == [forward]

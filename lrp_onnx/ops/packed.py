@@ -1,0 +1,75 @@
+"""2-D convolutions on the CPU with weights packed once, in the order that the kernels read.
+
+What a packed weight gives is what the plain one gives: the same kernels run, without the copy before every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_LAST = torch.channels_last
+
+
+def _available() -> bool:
+    """Whether this torch has the kernels; they are private, so that another version may lack them."""
+    has = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+    return has and torch.backends.mkldnn.is_available()
+
+
+AVAILABLE = _available()
+
+
+class PackedConvolution:
+    """A 2-D convolution without groups or bias, for as many weights as it is called with.
+
+    Parameters
+    ----------
+    strides, pads, dilations : sequence of int
+        For each spatial axis; `pads` on both sides of it.
+    flipped : bool
+        Convolve with the kernel turned around and its channels exchanged, which is the adjoint of a convolution of
+        stride 1.
+    """
+
+    def __init__(
+        self, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], *, flipped: bool = False
+    ) -> None:
+        self._geometry = list(pads), list(strides), list(dilations), 1
+        self._flipped = flipped
+        self._packs = WeakTensorKeyDictionary()  # weight -> (size of x, version of the weight, packed weight)
+
+    @staticmethod
+    def fits(x: Tensor, w: Tensor) -> bool:
+        """Whether the kernels for packed weights can take x (N, C, H, W) as it is in memory."""
+        return (
+            AVAILABLE
+            and x.ndim == 4
+            and x.dtype == w.dtype == torch.float32
+            and x.device.type == w.device.type == "cpu"
+            and x.numel() > 0
+            and not (x.requires_grad or w.requires_grad)  # these kernels have no gradient
+            and not w.is_inference()  # which have no version to tell by whether they were written to
+            and x.is_contiguous(memory_format=_LAST)
+        )
+
+    def __call__(self, x: Tensor, w: Tensor) -> Tensor:
+        """x (N, A, H, W) and w (B, A, h, w), if flipped (A, B, h, w) -> (N, B, H, W), a new tensor, channels last."""
+        return torch.ops.mkldnn._convolution_pointwise.default(
+            x, self._packed(x, w), None, *self._geometry, "none", [], ""
+        )
+
+    def _packed(self, x: Tensor, w: Tensor) -> Tensor:
+        # the kernel, and with it the order of the weights, is chosen by the size of the picture, not of the batch
+        key = (*x.shape[2:], w._version)
+        found = self._packs.get(w)
+        if found is None or found[0] != key:
+            kernel = w.flip(2, 3).transpose(0, 1) if self._flipped else w
+            plain = kernel.contiguous(memory_format=_LAST).to_mkldnn()
+            pack = torch._C._nn.mkldnn_reorder_conv2d_weight
+            packed = pack(plain, *self._geometry, list(x.shape))  # type: ignore[call-arg]  # torch's stub lacks a size
+            found = self._packs[w] = key, packed
+        return found[1]
