@@ -82,7 +82,7 @@ class Loaded:
     """A source model ready to run and to export.
 
     `batch` is set when the source itself only takes that batch size, `rounding` is the relative difference that the
-    source's own quantised arithmetic leaves open.
+    source's own quantised arithmetic leaves open. `run_exactly` runs the source in float64, where its framework can.
     """
 
     framework: str
@@ -93,6 +93,7 @@ class Loaded:
     batch: int | None = None
     notes: tuple[str, ...] = ()
     rounding: float = 0.0
+    run_exactly: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +57,8 @@ def load_object(request: Request, model: Any = None) -> Loaded:
     if not isinstance(module, torch.jit.ScriptModule) and pytorch_export.has_current_exporter():
         current = Route("torch.export exporter", lambda: pytorch_export.export_current(module, examples, *names))
         routes.insert(0, current)
-    return Loaded("pytorch", torch.__version__, inputs, tuple(routes), run, batch, tuple(notes))
+    exactly = partial(_run_exactly, module)
+    return Loaded("pytorch", torch.__version__, inputs, tuple(routes), run, batch, tuple(notes), run_exactly=exactly)
 
 
 def _that_run(
@@ -184,6 +187,12 @@ def _runner(module: torch.nn.Module) -> Callable[[Sequence[Any]], list[np.ndarra
         return [leaf.detach().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     return run
+
+
+def _run_exactly(module: torch.nn.Module, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """One run of a copy in float64."""
+    exact = copy.deepcopy(module).double()
+    return _runner(exact)([array.astype(np.float64) if array.dtype.kind == "f" else array for array in arrays])
 
 
 def _runs(run: Callable[[Sequence[Any]], list[np.ndarray]], arrays: Sequence[Any]) -> bool:

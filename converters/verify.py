@@ -38,9 +38,12 @@ def compare(
     examples: Sequence[np.ndarray] | None,
     preprocess: Preprocess | None,
     seed: int,
+    exactly: bool = False,
 ) -> Agreement:
     """
     Run both on two random batches of different size (of the same size when the model only takes one).
+
+    `exactly` compares in float64 instead, the model in torch: for networks that make rounding errors large.
 
     Inputs are uniform over what the preprocessing can produce; without preprocessing normal, with the mean and spread
     of the example if there is one; integers are an example's in another order, else uniform over the table's rows where
@@ -51,11 +54,11 @@ def compare(
     ConversionError
         When ONNX Runtime cannot run the model, or the outputs differ in number or shape or are not finite.
     """
-    try:
-        session = open_session(model)
-    except ModelError as error:
-        raise ConversionError(str(error)) from error
-    if loaded.run is None:
+    run_model = _in_torch(model) if exactly else _in_runtime(model)
+    run_source = loaded.run_exactly if exactly else loaded.run
+    if run_source is None:
+        if exactly:
+            raise ConversionError(f"{loaded.framework} does not run this model in float64")
         return Agreement(0.0, 0.0)
     random = np.random.default_rng(seed)
     batches = (route.batch, route.batch) if route.batch else (loaded.batch or 1, 3 * (loaded.batch or 1))
@@ -66,12 +69,8 @@ def compare(
             draw(spec, batch, random, None if examples is None else examples[index], preprocess)
             for index, spec in enumerate(loaded.inputs)
         ]
-        reference = _in_chunks(loaded.run, inputs, loaded.batch)
-        names = [value.name for value in session.get_inputs()]
-        try:
-            outputs = session.run(None, dict(zip(names, inputs, strict=True)))
-        except Exception as error:
-            raise ConversionError(f"ONNX Runtime fails on a batch of {batch}: {one_line(error)}") from error
+        reference = _in_chunks(run_source, inputs, loaded.batch)
+        outputs = run_model(inputs)
         if [output.shape for output in outputs] != [array.shape for array in reference]:
             raise ConversionError(
                 f"for a batch of {batch} ONNX Runtime gives outputs of shape {[output.shape for output in outputs]}, "
@@ -84,6 +83,43 @@ def compare(
             constant &= bool(np.ptp(expected.astype(np.float64), axis=0).max(initial=0) <= _CONSTANT * scale)
     notes = ("the outputs hardly depend on the input, so the comparison says little (untrained weights?)",)
     return Agreement(difference, relative, notes if constant and batches[-1] > 1 else ())
+
+
+_Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+
+
+def _in_runtime(model: onnx.ModelProto) -> _Run:
+    try:
+        session = open_session(model)
+    except ModelError as error:
+        raise ConversionError(str(error)) from error
+    names = [value.name for value in session.get_inputs()]
+
+    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        try:
+            return session.run(None, dict(zip(names, inputs, strict=True)))
+        except Exception as error:
+            raise ConversionError(f"ONNX Runtime fails on a batch of {len(inputs[0])}: {one_line(error)}") from error
+
+    return run
+
+
+def _in_torch(model: onnx.ModelProto) -> _Run:
+    """In float64, by this package's own operators."""
+    import torch
+
+    from lrp_onnx.forward import TorchForward
+    from lrp_onnx.graph import load
+
+    graph = load(model, canonical=False, check=False)
+    forward = TorchForward(graph, graph.outputs, torch.float64, torch.device("cpu"))
+
+    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        tensors = [torch.from_numpy(array) for array in inputs]
+        fed = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+        return [value.numpy() for value in forward(dict(zip(graph.inputs, fed, strict=True))).values()]
+
+    return run
 
 
 def draw(
@@ -122,9 +158,7 @@ def _sizes(spec: InputSpec, preprocess: Preprocess | None) -> list[int]:
     return [size or _FREE_SIZE for size in spec.shape]
 
 
-def _in_chunks(
-    run: Callable[[Sequence[np.ndarray]], list[np.ndarray]], inputs: Sequence[np.ndarray], size: int | None
-) -> list[np.ndarray]:
+def _in_chunks(run: _Run, inputs: Sequence[np.ndarray], size: int | None) -> list[np.ndarray]:
     """Run a source of fixed batch size as often as needed."""
     count = len(inputs[0])
     if size is None or size == count:

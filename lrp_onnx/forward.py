@@ -69,6 +69,7 @@ class OnnxRuntimeForward:
             plain,
             channels_last=[name for name in computed if name in channels_last],
             name=graph.name,
+            canonical=True,
             threads=torch.get_num_threads(),  # `torch.set_num_threads` holds for both halves of an explanation
         )
         self._types = {n: onnx.helper.tensor_dtype_to_np_dtype(info.elem_type) for n, info in graph.inputs.items()}
@@ -99,9 +100,12 @@ class TorchForward:
         for node in reversed(graph.nodes):
             if wanted.intersection(node.outputs):
                 self._nodes.insert(0, node)
-                wanted.update(n for n in node.inputs if n)
+                wanted.update(n for n in (*node.inputs, *node.captured) if n)
+        self._branching = {node: _Branching(graph, node) for node in self._nodes if _is_branching(node)}
         self._constants = {n: to_tensor(a, dtype, device) for n, a in graph.initializers.items() if n in wanted}
-        self._last_use = {name: i for i, node in enumerate(self._nodes) for name in node.inputs if name}
+        self._last_use = {
+            name: i for i, node in enumerate(self._nodes) for name in (*node.inputs, *node.captured) if name
+        }
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values = dict(inputs)
@@ -111,14 +115,50 @@ class TorchForward:
                 None if not n else self._constants[n] if n in self._constants else values[n] for n in node.inputs
             ]
             try:
-                outputs = run(node, find(node), arguments)
+                if node in self._branching:
+                    outputs = self._branching[node](self._constants | values)
+                else:
+                    outputs = run(node, find(node), arguments)
             except RuntimeError as error:
                 shapes = ", ".join(str(tuple(a.shape)) for a in arguments if a is not None)
                 raise DataError(f"{node}: {first_line(error)} (inputs {shapes})") from error
             for name, value in zip(node.outputs, outputs, strict=False):
                 if name:  # what was cast from integers takes the precision of the run
                     values[name] = value.to(self._dtype) if value.is_floating_point() else value
-            for name in node.inputs:
+            for name in (*node.inputs, *node.captured):
                 if self._last_use.get(name) == i and name not in keep:
                     values.pop(name, None)
         return {name: values[name] for name in self._names}
+
+
+def _is_branching(node: Node) -> bool:
+    return any(isinstance(value, onnx.GraphProto) for value in node.attributes.values())
+
+
+class _Branching:
+    """A branch or a loop, beside the relevance path, in ONNX Runtime: its choice is known only when it runs."""
+
+    def __init__(self, graph: Graph, node: Node) -> None:
+        self._node = node
+        self._names = list(dict.fromkeys(n for n in (*node.inputs, *node.captured) if n))
+        self._types = {n: graph.dtypes.get(n, onnx.TensorProto.FLOAT) for n in self._names}
+        model = onnx.ModelProto(ir_version=graph.model.ir_version, opset_import=graph.model.opset_import)
+        model.functions.extend(graph.model.functions)
+        model.graph.name = node.name
+        model.graph.node.extend(proto for proto in graph.model.graph.node if list(proto.output) == list(node.outputs))
+        model.graph.input.extend(onnx.helper.make_tensor_value_info(n, t, None) for n, t in self._types.items())
+        model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in node.outputs if n)
+        self._session = open_session(model, name=str(node), canonical=True)
+
+    def __call__(self, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Its outputs, one for each name, computed in the types of the model."""
+        feeds = {
+            n: values[n].cpu().numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(t)) for n, t in self._types.items()
+        }
+        device = next((value.device for value in values.values() if value.is_floating_point()), torch.device("cpu"))
+        try:
+            found = iter(self._session.run(None, feeds))
+        except Exception as error:
+            raise DataError(f"{self._node}: ONNX Runtime stopped: {first_line(error)}") from error
+        results = [torch.from_numpy(np.asarray(next(found))) if n else torch.empty(0) for n in self._node.outputs]
+        return tuple(value.to(device) if value.is_floating_point() else value for value in results)

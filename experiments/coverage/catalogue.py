@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+_PICTURES = 14  # that statistics are taken of, beside the example's two
 SIZES = (64, 96, 128, 224, 240, 256, 331)  # of pictures; the smallest that an architecture runs on is taken
 
 
@@ -63,11 +65,20 @@ def _torch(build: Callable[[int], Any]) -> Subject:
 def _used(net: Any, x: Any) -> Any:
     """The network with normalisations as training leaves them: scales that differ, variances of real activations.
 
-    Fresh statistics would let signals vanish or explode. Means and shifts are 0, and so are biases: the measure leaves
-    them out anyway, and epsilon without biases explodes where a bias decided a sign.
+    Fresh statistics would let signals vanish or explode, and fresh layer scales leave nothing of a branch. Means and
+    shifts are 0, and so are biases: the measure leaves them out anyway, and epsilon without biases explodes where a
+    bias decided a sign.
     """
     import torch
     from torch import nn
+
+    def settle(module: Any, arguments: tuple[Any, ...]) -> None:
+        """One after the other, each on what the settled ones before it let through."""
+        seen = arguments[0]
+        if module.running_mean is not None:
+            module.running_mean.zero_()
+            power = seen.square().mean([axis for axis in range(seen.ndim) if axis != 1])
+            module.running_var.copy_(power.clamp(min=power.mean() / 10))  # of channels that these pictures leave dark
 
     batch_norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
@@ -80,16 +91,14 @@ def _used(net: Any, x: Any) -> Any:
                 parameter.zero_()
             elif parameter.ndim > 1 and not parameter.any():  # a head that starts at nothing
                 nn.init.normal_(parameter, 0.0, 0.02)
-        for module in batch_norms:
-            module.reset_running_stats()
-            module.momentum = None  # the average over all batches: of this one
-        if batch_norms:
+            elif 0 < parameter.min() == parameter.max() <= 1e-4:  # a layer scale, as it starts
+                nn.init.uniform_(parameter, 0.1, 1.0)
+        hooks = [module.register_forward_pre_hook(settle) for module in batch_norms]
+        if hooks:
             torch.manual_seed(0)
-            net.train()(x)
-        for module in batch_norms:
-            if module.running_mean is not None and module.running_var is not None:
-                module.running_var += module.running_mean**2
-                module.running_mean.zero_()
+            net.eval()(torch.cat([x, torch.randn(_PICTURES, *x.shape[1:])]))  # few would leave others far outside
+        for hook in hooks:
+            hook.remove()
     return net.eval()
 
 
@@ -169,15 +178,23 @@ def _keras(name: str) -> Subject:
     random = np.random.default_rng(0)
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     for layer in norms:
-        layer.momentum = 0.0
         if layer.scale:
             layer.gamma.assign(random.uniform(0.5, 1.5, layer.gamma.shape))
+        layer.call = partial(_settle_keras, layer, layer.call)
     if norms:
-        model(np.concatenate([x, x[:, ::-1]]), training=True)
+        model(np.concatenate([x, random.uniform(0.0, 255.0, (_PICTURES, *x.shape[1:])).astype(np.float32)]))
     for layer in norms:
-        layer.moving_variance.assign(layer.moving_variance + layer.moving_mean**2)
-        layer.moving_mean.assign(np.zeros(layer.moving_mean.shape))
-    return Subject(model, {"": x}, {})
+        layer.call = layer.call.args[1]
+    return Subject(model, {"": x}, {"example": x})  # compared on pictures alike: others saturate the softmax
+
+
+def _settle_keras(layer: Any, call: Callable[..., Any], seen: Any, **options: Any) -> Any:
+    """As the settled norms of `_used`."""
+    values = np.asarray(seen, np.float64)
+    power = (values**2).mean(tuple(axis for axis in range(values.ndim) if axis != layer.axis % values.ndim))
+    layer.moving_mean.assign(np.zeros_like(power))
+    layer.moving_variance.assign(np.maximum(power, power.mean() / 10))
+    return call(seen, **options)
 
 
 LAYERS = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}

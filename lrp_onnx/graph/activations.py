@@ -109,14 +109,13 @@ def _nearest(
     height = float(np.abs(y[finite]).max())
     if float(np.ptp(y[finite])) <= _LEAST_VARIATION * tolerance * height:
         return None
-    best, least = None, 1.0
     with np.errstate(all="ignore"):
-        for candidate in _candidates(x, y, scalars):
-            largest = np.maximum(np.abs(y), np.abs(candidate.y)) + min(1.0, height)
-            error = float(np.max((np.abs(y - candidate.y) / (tolerance * largest))[finite], initial=0.0))
-            if error < least:
-                best, least = candidate, error
-    return best
+        candidates = list(_candidates(x, y, scalars))
+        named = np.stack([candidate.y for candidate in candidates])
+        largest = np.maximum(np.abs(y), np.abs(named)) + min(1.0, height)
+        errors = (np.abs(y - named) / (tolerance * largest))[:, finite].max(axis=1, initial=0.0)
+    best = int(np.where(np.isnan(errors), np.inf, errors).argmin())
+    return candidates[best] if errors[best] < 1.0 else None
 
 
 def _candidates(x: np.ndarray, y: np.ndarray, scalars: list[np.ndarray]) -> Iterator[_Candidate]:

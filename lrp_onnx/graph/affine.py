@@ -30,6 +30,9 @@ class _Affine:
     scale: np.ndarray  # (C,) float64
     shift: np.ndarray
 
+    def then(self, following: _Affine) -> _Affine:
+        return _Affine(self.scale * following.scale, self.shift * following.scale + following.shift)
+
 
 class FuseAffineIntoLinear(ir.passes.InPlacePass):
     """Fuses what scales and shifts the channels of a Conv, ConvTranspose, Gemm or MatMul into its weights and bias.
@@ -79,15 +82,12 @@ def _fuse_next(linear: ir.Node) -> bool:
         between.append(output)
         output = after.outputs[0]
         after = sole_consumer(output)
-    affine = _affine(after, output, axis, dims, channels)
-    if after is None or affine is None:
+    steps, affine = _up_to_shift(after, output, axis, dims, channels)
+    if not steps or not _scale_outputs(linear, affine):
         return False
-    if not (_shifts(after) or _leads_to_shift(after, axis, dims, channels)):
-        return False
-    if not _scale_outputs(linear, affine):
-        return False
-    remark(linear, f"{after.op_type} '{after.name}' fused into it")
-    bypass(after, output)
+    for step in steps:
+        remark(linear, f"{step.op_type} '{step.name}' fused into it")
+        bypass(step, output)
     for value in between:  # these hold something else than the model's tensors of that name
         value.name = f"{str(value.name).removesuffix(_FUSED)}{_FUSED}"
     return True
@@ -155,12 +155,21 @@ def _shifts(node: ir.Node) -> bool:
     return is_op(node, "BatchNormalization", "Add", "Sub")
 
 
-def _leads_to_shift(node: ir.Node, axis: int, dims: int, channels: int) -> bool:
-    output = node.outputs[0]
-    after = sole_consumer(output)
-    if after is None or _affine(after, output, axis, dims, channels) is None:
-        return False
-    return _shifts(after) or _leads_to_shift(after, axis, dims, channels)
+def _up_to_shift(
+    node: ir.Node | None, source: ir.Value, axis: int, dims: int, channels: int
+) -> tuple[list[ir.Node], _Affine]:
+    """`node` and what follows, up to the first that shifts, as one affine map; no nodes where none shifts."""
+    steps: list[ir.Node] = []
+    whole = _Affine(np.ones(channels), np.zeros(channels))
+    while (affine := _affine(node, source, axis, dims, channels)) is not None:
+        assert node is not None
+        steps.append(node)
+        whole = whole.then(affine)
+        if _shifts(node):
+            return steps, whole
+        source = node.outputs[0]
+        node = sole_consumer(source)
+    return [], whole
 
 
 def _affine(node: ir.Node | None, source: ir.Value, axis: int, dims: int, channels: int) -> _Affine | None:

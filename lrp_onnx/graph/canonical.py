@@ -17,7 +17,8 @@ from lrp_onnx.graph.cut import cut_activations
 from lrp_onnx.graph.layout import ExplicitPads, RemoveDropout, RemoveIdentities, RemoveNoOpBounds, tidy
 from lrp_onnx.graph.model import Node
 from lrp_onnx.graph.norms import RecogniseNorms
-from lrp_onnx.graph.opset import FINE_ROUNDING_OPSET, INTERNAL_OPSET, convert_opset
+from lrp_onnx.graph.opset import FINE_ROUNDING_OPSET, INTERNAL_OPSET, NEWEST_IR_VERSION, convert_opset
+from lrp_onnx.graph.packed import Unpack
 from lrp_onnx.graph.quantised import NOTE, Dequantise, is_quantised, rounds_finely
 from lrp_onnx.graph.shapes import InferShapes, fold
 from lrp_onnx.graph.values import HISTORY, REFUSED
@@ -79,6 +80,7 @@ def _canonicalise(model: ir.Model) -> Canonical:
         ir.passes.Sequential(resolve_control_flow(), named)(model)
     quantised = is_quantised(model)
     model = convert_opset(model, FINE_ROUNDING_OPSET if rounds_finely(model) else INTERNAL_OPSET)
+    Unpack()(model)
     WriteOut()(model)
     ir.passes.Sequential(
         lift,
@@ -99,6 +101,7 @@ def _canonicalise(model: ir.Model) -> Canonical:
         clean,
         SeparateBias(),
     )(model)
+    model.ir_version = min(model.ir_version, NEWEST_IR_VERSION)
     cuts = cut_activations(model, names)
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),

@@ -59,10 +59,13 @@ class Difference:
     relative: float
 
 
-def canonical_differences(graph: Graph, feeds: Mapping[str, np.ndarray], *, inner: bool = False) -> list[Difference]:
+def canonical_differences(
+    graph: Graph, feeds: Mapping[str, np.ndarray], *, inner: bool = False, optimise: bool = False
+) -> list[Difference]:
     """Differences between original and canonical model on inputs by name: of each output, then of inner tensors.
 
-    `verify_canonical` says what is compared with what.
+    `verify_canonical` says what is compared with what. With `optimise` both run as ONNX Runtime does by default: the
+    original as it is deployed, quantised operations in integers, the canonical model as its heatmaps are computed.
     """
     if graph.original is None:
         raise ModelError(f"{graph.name}: there is no original model to compare with")
@@ -72,8 +75,8 @@ def canonical_differences(graph: Graph, feeds: Mapping[str, np.ndarray], *, inne
         floats = {name for name, dtype in graph.dtypes.items() if dtype in _FLOATS}
         names += [name for name in graph.producer if name in computed & floats and name not in graph.outputs]
     sources = [graph.cuts[name].outputs[0] if name in graph.cuts and name not in computed else name for name in names]
-    wanted = _run(graph.original, sources, feeds, graph.name)
-    found = _run(graph.model, names, feeds, graph.name)
+    wanted = _run(graph.original, sources, feeds, graph.name, optimise)
+    found = _run(graph.model, names, feeds, graph.name, optimise, canonical=True)
     result = []
     for name, source, expected, actual in zip(names, sources, wanted, found, strict=True):
         if source != name:
@@ -105,9 +108,17 @@ def _random(info: TensorInfo, rng: np.random.Generator, batch: int) -> np.ndarra
     return np.asarray(values if dtype.kind == "f" else values > 0).astype(dtype)
 
 
-def _run(model: onnx.ModelProto, names: list[str], feeds: Mapping[str, np.ndarray], label: str) -> list[np.ndarray]:
-    # ONNX Runtime recognises norms and activations itself; then both models would be the same by its doing.
-    session = open_session(model, names, name=label, optimise=False)
+def _run(
+    model: onnx.ModelProto,
+    names: list[str],
+    feeds: Mapping[str, np.ndarray],
+    label: str,
+    optimise: bool,
+    *,
+    canonical: bool = False,
+) -> list[np.ndarray]:
+    # ONNX Runtime recognises norms and activations itself; optimised, both models could be the same by its doing
+    session = open_session(model, names, name=label, optimise=optimise, canonical=canonical)
     try:
         return session.run(names, feeds)
     except Exception as error:  # ONNX Runtime has its own exception types, all directly below Exception

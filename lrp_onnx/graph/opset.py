@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 INTERNAL_OPSET = 20  # has Gelu, Mish, HardSwish and LayerNormalization; ONNX Runtime runs it since 1.17
 FINE_ROUNDING_OPSET = 21  # has QuantizeLinear to 4 and 16 bits
+NEWEST_IR_VERSION = 10  # what ONNX Runtime 1.20 reads; onnx writes newer ones that its latest release refuses
 OLDEST_USABLE = 13  # axes became inputs and Softmax lost its flattening
 _BIG = 1024  # bytes; larger tensors do not pass through the converter, which copies and cannot hold 2 GB
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from lrp_onnx.graph.packed import PACKED
 from lrp_onnx.graph.values import add_constant, add_node, constant, is_op, rank, remark, sole_consumer
 
 NOTE = "quantised: explained on its dequantised weights, with the rounding of activations passed through"
@@ -22,7 +23,7 @@ _MOVING = (
 
 def is_quantised(model: ir.Model) -> bool:
     """Whether the model rounds tensors to integers, or computes in integers what stands for floats."""
-    return any(node.op_type in _ROUNDING or _key(node) in _WRITERS or _is_integer(node) for node in model.graph)
+    return any(node.op_type in _ROUNDING or _key(node) in QUANTISED or _is_integer(node) for node in model.graph)
 
 
 def rounds_finely(model: ir.Model) -> bool:
@@ -37,7 +38,7 @@ class Dequantise(ir.passes.InPlacePass):
     1. QLinearConv, QLinearMatMul and ONNX Runtime's QLinear… operators (domain com.microsoft): the activations are
        dequantised before and quantised after, so that the model still rounds where it did.
     2. Weights and biases become the floats that they stand for.
-    3. ConvInteger and MatMulInteger behind DynamicQuantizeLinear, with the Cast and Mul behind that scale the result.
+    3. ConvInteger and MatMulInteger behind DynamicQuantizeLinear, with what follows: a bias in levels, Cast and Mul.
     4. What moves or compares quantised numbers (Reshape, MaxPool …) does so behind DequantizeLinear.
     5. QuantizeLinear and DequantizeLinear of ONNX Runtime's domain become those of the standard.
     6. Operators on (N, H, W, C) get a Transpose before and after.
@@ -149,13 +150,15 @@ def _write_out(model: ir.Model, node: ir.Node, writer: _Writer) -> bool:
 
 
 def _dequantised(array: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, axis: int | None) -> np.ndarray:
-    """In float64: (q - zero) * scale, with one scale for all or one for each index of `axis`."""
+    """In float64: (q - zero) * scale, with one scale for all, one for each index of `axis`, or one for each number."""
     shape = [1] * array.ndim
     if scale.size > 1 and axis is not None:
         shape[axis] = -1
 
     def spread(values: np.ndarray) -> np.ndarray:
         values = values.astype(np.float64)
+        if values.shape == array.shape:
+            return values
         return values.reshape(shape) if values.size > 1 else values.reshape(())
 
     return (array.astype(np.float64) - (0.0 if zero is None else spread(zero))) * spread(scale)
@@ -277,12 +280,15 @@ _WRITERS: dict[tuple[str, str], _Writer] = {
         "DynamicQuantizeMatMul": _dynamic_matmul,
     }.items()
 }
+QUANTISED = {*_WRITERS, *PACKED}
 
 
 def _scaled_product(model: ir.Model, node: ir.Node) -> bool:
-    """x -> DynamicQuantizeLinear -> ConvInteger -> Cast -> Mul by both scales: the operation on floats."""
+    """x -> DynamicQuantizeLinear -> ConvInteger -> (Add ->) Cast -> Mul by both scales: the same on floats."""
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
-    cast = sole_consumer(node.outputs[0])
+    bias, cast = _rounded_bias(node), sole_consumer(node.outputs[0])
+    if bias is not None and cast is not None:
+        cast = sole_consumer(cast.outputs[0])
     product = sole_consumer(cast.outputs[0]) if is_op(cast, "Cast") and cast is not None else None
     if source is None or not is_op(source, "DynamicQuantizeLinear") or product is None or not is_op(product, "Mul"):
         return False
@@ -301,19 +307,40 @@ def _scaled_product(model: ir.Model, node: ir.Node) -> bool:
     axis = 0 if convolution else (rank(weight) or 2) - 1
     floats = site.dequantised(weight, scale, zero, axis)
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    site.put(site.add("Conv" if convolution else "MatMul", [x, floats], attributes))
+    inputs = [x, floats] if bias is None else [x, floats, bias]
+    site.put(site.add("Conv" if convolution else "MatMul", inputs, attributes))
     return True
+
+
+def _rounded_bias(convolution: ir.Node) -> ir.Value | None:
+    """The bias (C,) that ONNX Runtime's older quantiser adds in units of both scales: Div, Floor, Cast, Reshape."""
+    output = convolution.outputs[0]
+    add = sole_consumer(output)
+    if add is None or not is_op(convolution, "ConvInteger") or not is_op(add, "Add"):
+        return None
+    value = next((value for value in add.inputs if value is not output), None)
+    for op_type in ("Reshape", "Cast", "Floor", "Div"):
+        node = None if value is None else value.producer()
+        if node is None or not is_op(node, op_type):
+            return None
+        value = node.inputs[0]
+    return value if constant(value) is not None else None
 
 
 def _weights(model: ir.Model, node: ir.Node) -> bool:
     """DequantizeLinear of a constant: the floats."""
     scale = node.inputs[1]
     array, factor, offset = ([constant(value) for value in node.inputs] + [None])[:3]
-    if array is None or factor is None or scale is None or "block_size" in node.attributes:
+    if array is None or factor is None or scale is None:
         return False
     if len(node.inputs) > 2 and node.inputs[2] is not None and offset is None:
         return False
-    array = _dequantised(array, factor, offset, node.attributes.get_int("axis", 1))
+    axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
+    if block:  # one scale for so many numbers along the axis
+        inside = range(array.shape[axis])
+        factor = np.repeat(factor, block, axis).take(inside, axis)
+        offset = None if offset is None else np.repeat(offset, block, axis).take(inside, axis)
+    array = _dequantised(array, factor, offset, None if block else axis)
     value = add_constant(model.graph, array, str(node.outputs[0].name), scale.dtype)
     ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
     model.graph.remove(node, safe=True)

@@ -342,3 +342,35 @@ def test_the_scan_of_opset_8_is_refused_by_name() -> None:
     }""".replace('"", z', ", z")
     with pytest.raises(ModelError, match=r"Scan node 'Scan_y': opset 8"):
         model(text, {"z": np.zeros((1, 2), np.float32)}, opset=8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("branches", "use"),
+    [
+        ("(float t) { t = Constant <value_float = 2.0> () }|(float e) { e = Constant <value_float = 3.0> () }", "Mul"),
+        ("(bool[N, 3] t) { t = Less (x, h) }|(bool[N, 3] e) { e = Greater (x, h) }", "Where"),
+        ("(int64[3] t) { t = Constant <value_ints = [2, 1, 0]> () }|(int64[3] e) { e = Identity (order) }", "Gather"),
+    ],
+)
+def test_a_branch_beside_the_relevance_path_is_only_run(branches: str, use: str, dtype: str) -> None:
+    """Data decides it, and nothing flows through it: a factor, a mask, indices."""
+    then, otherwise = branches.split("|")
+    used = {"Mul": "Mul (h, f)", "Where": "Where (f, h, x)", "Gather": "Gather <axis = 1> (h, f)"}[use]
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x, bool c) => (float[N, 3] y) {{
+        h = Neg (x)
+        order = Constant <value_ints = [1, 1, 0]> ()
+        f = If (c) <then_branch = one () => {then}, else_branch = two () => {otherwise}>
+        y = {used}
+    }}"""
+    x = torch.tensor([[1.0, -2.0, 3.0]])
+    explainer = Explainer(onnx.parser.parse_model(text), "epsilon", dtype=dtype)
+    expected = {
+        ("Mul", True): -2 * x, ("Mul", False): -3 * x,
+        ("Where", True): torch.tensor([[1.0, 2.0, 3.0]]), ("Where", False): torch.tensor([[-1.0, -2.0, -3.0]]),
+        ("Gather", True): -x[:, [2, 1, 0]], ("Gather", False): -x[:, [1, 1, 0]],
+    }  # fmt: skip
+    for choice in (True, False):
+        e = explainer.explain({"x": x, "c": torch.tensor(choice)}, target=0)
+        torch.testing.assert_close(e.output.float(), expected[use, choice])
+        assert float(e.relevance["x"].sum()) == pytest.approx(float(e.output[0, 0]), rel=1e-5)

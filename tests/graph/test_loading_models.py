@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from lrp_onnx.errors import ModelError
 from lrp_onnx.graph import Graph, load
 from lrp_onnx.graph.check import verify_canonical
+from lrp_onnx.runtime import open_session
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
@@ -206,3 +208,33 @@ def test_light_models_load_and_compute_the_same(path: Path) -> None:
         if node.op_type == "BatchNormalization":
             assert graph.producer[node.inputs[0]].op_type not in {"Conv", "Gemm"}
     assert verify_canonical(graph) < 1e-5
+
+
+def test_a_model_newer_than_onnx_runtime_is_read() -> None:
+    """Only the number in its head is: onnx.helper writes the newest that it knows."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x) => (float[N, 3] y) { y = Neg (x) }'
+    )
+    proto.ir_version = onnx.IR_VERSION
+    graph = load(proto)
+    assert graph.model.ir_version <= 10
+    assert open_session(graph.model).run(None, {"x": np.ones((1, 3), np.float32)})[0].tolist() == [[-1, -1, -1]]
+    assert proto.ir_version == onnx.IR_VERSION
+
+
+def test_long_chains_are_read_in_time_that_grows_with_their_length() -> None:
+    """A factor behind another, a thousand times: neither too deep for Python nor for patience."""
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["t0"])]
+    nodes += [onnx.helper.make_node("Mul", [f"t{k}", "f"], [f"t{k + 1}"]) for k in range(1200)]
+    nodes += [onnx.helper.make_node("Add", ["t1200", "b"], ["y"])]
+    arrays = {"w": np.eye(8), "f": np.full(8, 1.001), "b": np.ones(8)}
+    tensors = [onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 8]) for name in "xy"]
+    graph = onnx.helper.make_graph(nodes, "chain", ends[:1], ends[1:], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    start = time.process_time()
+    canonical = load(model)
+    assert time.process_time() - start < 20  # about one second; minutes where each factor looks through all behind it
+    assert [node.op_type for node in canonical.nodes] == ["Gemm"]
+    factor = float(np.float32(1.001)) ** 1200
+    np.testing.assert_allclose(canonical.initializers["w"], factor * np.eye(8), rtol=1e-6)

@@ -224,3 +224,24 @@ def test_heatmaps_note_that_the_model_is_quantised(tmp_path: Path) -> None:
     _, after = quantised("convolutions", "QDQ", tmp_path)
     np.save(tmp_path / "x.npy", batch((3, 12, 12)))
     assert NOTE in compute_heatmaps(after, tmp_path / "x.npy", tmp_path / "h.h5").notes
+
+
+def test_a_bias_in_levels_of_the_older_quantiser_is_a_bias() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 13]> g (float[1, 3, 6, 6] x) => (float[1, 4, 4, 4] y) {
+        q, scale, zero = DynamicQuantizeLinear (x)
+        both = Mul (scale, weight_scale)
+        steps = Div (bias, both)  floor = Floor (steps)  whole = Cast <to = 6> (floor)  shaped = Reshape (whole, shape)
+        c = ConvInteger (q, w, zero, weight_zero)
+        b = Add (c, shaped)  f = Cast <to = 1> (b)  again = Mul (scale, weight_scale)  y = Mul (f, again)
+    }"""
+    proto, noise = onnx.parser.parse_model(text), np.random.default_rng(0)
+    constants = {"w": noise.integers(0, 256, (4, 3, 3, 3), dtype=np.uint8), "weight_zero": np.uint8(120)}
+    constants |= {"weight_scale": np.float32(0.01), "bias": noise.standard_normal(4).astype(np.float32)}
+    for name, array in (constants | {"shape": np.array([1, 4, 1, 1])}).items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    graph, x = load(proto), batch((3, 6, 6))[:1]
+    (convolution,) = (node for node in graph.nodes if node.op_type == "Conv")
+    np.testing.assert_allclose(graph.initializers[convolution.inputs[2]], constants["bias"])
+    deployed = run(proto.SerializeToString(), x)
+    assert np.abs(run(graph.model.SerializeToString(), x) - deployed).max() < 2e-4 * np.abs(deployed).max()
+    Explainer(graph, "epsilon").explain(x, target=np.ones((1, 4, 4, 4), np.float32) / 64)

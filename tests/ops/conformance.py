@@ -22,6 +22,7 @@ from lrp_onnx.forward import TorchForward, to_tensor
 from lrp_onnx.graph import Graph, load
 from lrp_onnx.graph.blocked import BLOCKED
 from lrp_onnx.graph.bodies import CONTRIB
+from lrp_onnx.graph.quantised import QUANTISED
 from lrp_onnx.ops import OPS
 from lrp_onnx.rules import BASE
 
@@ -223,7 +224,9 @@ def _contrib() -> str:
     domains = sorted({domain for domain, _ in CONTRIB})
     known = {*CONTRIB, (BLOCKED, "Conv")}
     lines = [f"- `{domain}`: {', '.join(sorted(op for d, op in known if d == domain))}" for domain in domains]
-    return "\nOperators of ONNX Runtime's optimiser that are written out in these:\n\n" + "\n".join(lines) + "\n"
+    fused = "\nOperators of ONNX Runtime's optimiser that are written out in these:\n\n" + "\n".join(lines) + "\n"
+    quantised = ", ".join(sorted({op for domain, op in QUANTISED if domain}))
+    return f"{fused}\nOperators of its quantisers that are explained on dequantised weights: {quantised}\n"
 
 
 if __name__ == "__main__":
