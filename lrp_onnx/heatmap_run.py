@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,21 +17,35 @@ from torch import Tensor
 
 from lrp_onnx.data import Batch, Dataset, batches
 from lrp_onnx.embedding import embed
-from lrp_onnx.engine import DEFAULT_COMPOSITE, Explainer, Plan
+from lrp_onnx.engine import DEFAULT_COMPOSITE, Explainer, Explanation
 from lrp_onnx.engine.seed import Seed, Target
-from lrp_onnx.errors import DataError, TargetError
+from lrp_onnx.errors import DataError
 from lrp_onnx.graph import Graph
 from lrp_onnx.inputs import classes_of, feed_for, first_inputs, number_of_outputs
-from lrp_onnx.judging import Judge
+from lrp_onnx.judging import Judge, require_rows
+from lrp_onnx.layer_choice import select_layers
 from lrp_onnx.losses import Loss
+from lrp_onnx.memory import division, out_of_memory
+from lrp_onnx.recording import Recorder
 from lrp_onnx.rules import Composite
+from lrp_onnx.runtime import first_line
+from lrp_onnx.side_by_side import in_order, sharing_cores
 from lrp_onnx.store import HeatmapStore, LayerInfo, StoreSpec
 from lrp_onnx.targets import parse
 
 StoreTarget = str | int
 Inputs = tuple[np.ndarray, Mapping[str, np.ndarray]]  # of the model's input, and its further ones by name
-# Their output is their input in another shape, and so is its relevance.
-_RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Cast"}
+
+
+def absorbed(biases: float) -> str:
+    """What to do where biases absorbed this share of the relevance; empty unless that is nearly all."""
+    if not 0.9 < biases < 1.1:  # far above 1, shares of either sign cancel out, which is another matter
+        return ""
+    return (
+        "biases absorbing nearly all is common to deep networks whose norms became biases: --bias ignore leaves it to "
+        "the inputs, which hardly changes the order of pixels by epsilon-plus-flat, but much by other composites; "
+        "`lrp-onnx verify` says which composite follows the model"
+    )
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,11 @@ class Shares:
 
     def __str__(self) -> str:
         return f"{self.input:.1%} reached the input, {self.biases:.1%} biases absorbed, {abs(self.lost):.1%} was lost"
+
+    @property
+    def advice(self) -> str:
+        """What to do where biases absorbed nearly all; empty elsewhere."""
+        return absorbed(self.biases)
 
 
 @dataclass(frozen=True)
@@ -98,7 +117,7 @@ class Settings:
     layers: str | Sequence[str] = "input"
     loss: Loss | None = None
     threshold: float | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
     device: str = "cpu"
     dtype: Literal["float32", "float64"] = "float32"
     layer_dtype: str = "float32"
@@ -136,12 +155,26 @@ def explain_into(
     """
     feed = feed_for(explainer.graph, dataset)
     judge = Judge(explainer.graph, explainer.output, dataset, feed, settings.loss, settings.threshold)
-    run = _Run(judge, explainer, settings, known, dataset if trial is None else trial)
-    spec = run.spec()
-    opened = HeatmapStore.resume(path, spec) if resume else HeatmapStore.create(path, spec, overwrite=overwrite)
-    with opened as out:
+    sample = first_inputs(dataset if trial is None else trial, feed)
+    if resume and path.exists() and settings.batch_size is None:
+        with HeatmapStore(path) as begun:
+            settings = replace(settings, batch_size=begun.batch_size)
+    batch, workers = division(
+        explainer,
+        {feed.input: sample[0].shape, **{name: values.shape for name, values in sample[1].items()}},
+        len(dataset),
+        feed.batch or settings.batch_size,
+        recorded=select_layers(explainer.plan, settings.layers),
+        itemsize=2 if settings.layer_dtype == "float16" else 4,
+    )
+    with ExitStack() as stack:
+        stack.enter_context(sharing_cores(workers))
+        run = _Run(judge, explainer, settings, known, sample)
+        spec = run.spec(batch)
+        opened = HeatmapStore.resume(path, spec) if resume else HeatmapStore.create(path, spec, overwrite=overwrite)
+        out = stack.enter_context(opened)
         try:
-            computed = run.fill(out, feed.batch or settings.batch_size, progress or (lambda done, total: None))
+            computed = run.fill(out, batch, workers, progress or (lambda done, total: None))
         except DataError:
             if trial is None or len(dataset.failures) < len(dataset):
                 raise
@@ -150,42 +183,19 @@ def explain_into(
         return Heatmaps(path, len(out), computed, out.layer_names, run.shares(), dataset.failures, tuple(run.notes))
 
 
-def select_layers(plan: Plan, layers: str | Sequence[str]) -> list[str]:
-    """Names of the inner tensors that `layers` means, in execution order; see `compute_heatmaps`.
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Samples that are explained: their rows, what `HeatmapStore.write` takes, and the relevance of all, by place."""
 
-    Raises
-    ------
-    TargetError
-        When a name or pattern fits no tensor on the relevance path.
-    """
-    graph = plan.graph
-    inner = [name for name in plan.tensors if name not in graph.inputs]
-    if layers == "input":
-        return []
-    if layers == "all":
-        return [name for name in inner if graph.producer[name].op_type not in _RESHAPES]
-    if isinstance(layers, str):
-        layers = [layers] if layers in inner else layers.split(",")
-    chosen: set[str] = set()
-    names = [name for name in map(str.strip, layers) if name]
-    if not names:
-        raise TargetError("no layer is named; expected 'input', 'all', or names and patterns of tensors")
-    for wanted in names:
-        name = graph.aliases.get(wanted, wanted)
-        found = {name} & {*inner, *graph.inputs} or {n for n in inner if fnmatchcase(n, wanted)}
-        if not found:
-            raise TargetError(
-                f"{graph.name}: no tensor on the relevance path fits '{wanted}'; `lrp-onnx inspect` lists them, "
-                f"such as '{inner[0]}' and '{inner[-1]}'"
-            )
-        chosen |= found
-    return [name for name in inner if name in chosen]
+    rows: np.ndarray
+    arrays: dict[str, Any]
+    totals: dict[str, float]
 
 
 class _Run:
     """One model over one data set: what is the same for every batch."""
 
-    def __init__(self, judge: Judge, explainer: Explainer, settings: Settings, known: int, trial: Dataset) -> None:
+    def __init__(self, judge: Judge, explainer: Explainer, settings: Settings, known: int, sample: Inputs) -> None:
         self.graph, self.dataset, self.feed, self.judge = judge.graph, judge.dataset, judge.feed, judge
         self.explainer, self.settings, self.target, self.known = explainer, settings, settings.target, known
         self.seed = settings.seed
@@ -198,7 +208,7 @@ class _Run:
         self.main = self.feed.input if self.feed.input in reached else reached[0]
         self.inputs = [self.main, *(name for name in reached if name != self.main)]
         self.layers = [*self.inputs[1:], *select_layers(explainer.plan, settings.layers)]
-        self.shapes = self._try_out(first_inputs(trial, self.feed))
+        self.shapes = self._try_out(sample)
         outputs = math.prod(self.shapes[explainer.output])
         if self.dataset.targets is not None and self.target == "predicted" and self.seed != "all" and outputs > 1:
             self.notes.append(
@@ -207,6 +217,8 @@ class _Run:
             )
         recorded = {self.main, *self.layers, explainer.output}
         self.recorded = [name for name in explainer.plan.tensors if name in recorded]  # in execution order
+        self._narrow = frozenset(self.layers) if settings.layer_dtype == "float16" else frozenset[str]()
+        self._room = len(self.dataset)  # samples that there is memory for at a time, as far as it was tried
 
     def _chosen(self) -> Target:
         """What `Explainer.explain` takes for the target; for "worst" only where every output is explained anyway."""
@@ -228,12 +240,11 @@ class _Run:
         if targets is not None:  # those of the sample with the fewest, which will not do where all are needed
             fewest = int(np.isnan(targets).sum(axis=1).argmax())
             targets = targets[[fewest] * len(inputs)]
-        result = self._explain((inputs, further), labels, targets)
-        if len(result.output) != len(inputs):
-            raise DataError(
-                f"{self.graph.name}: output '{self.explainer.output}' has shape {tuple(result.output.shape)} for a "
-                f"batch of {len(inputs)}; expected a row per sample"
-            )
+        try:
+            result = self._explain((inputs, further), labels, targets)
+        except MemoryError as error:
+            raise DataError(str(error)) from None
+        require_rows(self.graph.name, self.explainer.output, tuple(result.output.shape), len(inputs))
         free = self.feed.batch is None
         for name in list(self.layers):
             declared = (self.graph.shapes.get(name) or (None,))[0]
@@ -246,20 +257,31 @@ class _Run:
         shapes = {name: tuple(relevance.shape[1:]) for name, relevance in result.relevance.items()}
         return {**shapes, self.explainer.output: tuple(result.output.shape[1:])}
 
-    def _explain(self, inputs: Inputs, labels: np.ndarray, targets: np.ndarray | None) -> Any:
+    def _explain(
+        self, inputs: Inputs, labels: np.ndarray, targets: np.ndarray | None, recorder: Recorder | None = None
+    ) -> Explanation:
+        """What the engine says; MemoryError, whoever ran out of it."""
         names = [*self.layers, self.explainer.output]
         if self.target == "label" and number_of_outputs(self.graph, self.explainer.output) == 1:
             labels = np.zeros_like(labels)  # one output speaks for both classes
         target, given = self.chosen, self.feed.batch_by_name(*inputs)
         if self.target == "worst" and self.seed != "all":
             target = partial(self._worst, inputs=given[self.feed.input], targets=targets)
-        return self.explainer.explain(given, target, labels=labels, seed=self.seed, layers=names)
+        try:
+            return self.explainer.explain(given, target, labels=labels, seed=self.seed, layers=names, record=recorder)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"{self.graph.name}: there is no memory to explain {len(labels)} samples at a time and record "
+                f"{len(self.layers)} inner layers ({first_line(error)}); record fewer, or free some memory"
+            ) from None
 
     def _worst(self, output: Tensor, inputs: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
         """What `Explainer.explain` takes: the part of the output that is the farthest off."""
         return self.judge.worst(output.cpu().numpy(), inputs, targets)
 
-    def spec(self) -> StoreSpec:
+    def spec(self, batch_size: int) -> StoreSpec:
         dataset, graph, plan = self.dataset, self.graph, self.explainer.plan
         order = {name: position for position, name in enumerate(plan.tensors)}
         input_shape = self.feed.channels_first(np.empty((1, *self.shapes[self.main]))).shape[1:]
@@ -294,6 +316,7 @@ class _Run:
             target_names=dataset.target_names,
             layer_dtype=self.settings.layer_dtype,
             compress=self.settings.compress,
+            batch_size=batch_size,
         )
 
     def _tokens(self) -> list[tuple[str, ...]] | None:
@@ -305,19 +328,41 @@ class _Run:
             return [sample.tokens for sample in samples] if samples[0].tokens else None
         return [tuple(map(str, array[sample.index].astype(np.int64).tolist())) for sample in samples]
 
-    def fill(self, out: HeatmapStore, batch_size: int, progress: Callable[[int, int], None]) -> int:
+    def fill(self, out: HeatmapStore, batch_size: int, workers: int, progress: Callable[[int, int], None]) -> int:
         """Compute the rows that are pending; how many were."""
         total, done = len(self.dataset), set(out.done.tolist())
         if out.complete and out.attrs["compress"]:  # packed: what could not be read then has lost its place
             done = set(range(total))
         progress(len(done), total)
         computed = 0
-        for batch in self._blocks(batch_size, done):
-            fresh = np.flatnonzero([row not in done for row in batch.rows.tolist()])
-            out.write(batch.rows[fresh], **self._rows(batch, fresh))
-            computed += len(fresh)
-            progress(int(batch.rows[-1]) + 1, total)
+
+        def work(batch: Batch) -> list[_Part]:
+            return self._parts(batch, np.array([row not in done for row in batch.rows.tolist()]))
+
+        with closing(in_order(work, self._blocks(batch_size, done), workers)) as results:
+            for parts in results:
+                for part in parts:  # written while the next batches are explained
+                    out.write(part.rows, **part.arrays)
+                    for place, relevance in part.totals.items():
+                        self.totals[place] += relevance
+                    computed += len(part.rows)
+                    progress(int(part.rows[-1]) + 1, total)
         return computed
+
+    def _parts(self, batch: Batch, fresh: np.ndarray) -> list[_Part]:
+        """A batch explained, in halves where memory does not allow for it in one; `fresh` (n,) tells pending rows."""
+        if not fresh.any():
+            return []
+        count = len(batch.rows)
+        if count <= self._room:
+            try:
+                return [self._part(batch, np.flatnonzero(fresh))]
+            except MemoryError as error:
+                if count == 1 or self.feed.batch is not None:
+                    raise DataError(str(error)) from None
+            self._room = count // 2  # outside of the handler, which would keep what was computed
+        halves = slice(None, count // 2), slice(count // 2, None)
+        return [part for half in halves for part in self._parts(batch.part(half), fresh[half])]
 
     def _blocks(self, batch_size: int, done: set[int]) -> Iterator[Batch]:
         """Batches with pending rows. One that was interrupted half way is read in full, to compute the same numbers."""
@@ -331,26 +376,26 @@ class _Run:
             whole = next(batches(self.dataset.subset(block), preprocess, batch_size))
             yield replace(whole, rows=whole.rows + start)
 
-    def _rows(self, batch: Batch, fresh: np.ndarray) -> dict[str, Any]:
+    def _part(self, batch: Batch, fresh: np.ndarray) -> _Part:
         """What the store takes for the samples at `fresh` in the batch."""
         expected = None if batch.targets is None else self.feed.pad(batch.targets)
-        result = self._explain((batch.inputs, batch.others), self.feed.pad(batch.labels), expected)
+        recorder = Recorder(self._narrow)
+        result = self._explain((batch.inputs, batch.others), self.feed.pad(batch.labels), expected, recorder)
         # a slice copies nothing
         picked = slice(None) if len(fresh) == len(result.output) else torch.from_numpy(fresh)
         output = result.output.cpu()[picked]
         relevance = {name: result.relevance[name].cpu()[picked] for name in self.recorded}
-        sums = torch.stack([r.flatten(1).sum(dim=1, dtype=torch.float64) for r in relevance.values()], dim=1)
+        sums = recorder.sums(self.recorded)[picked]
         reached = sums[:, [self.recorded.index(name) for name in self.inputs if name in relevance]]
-        for place, total in (("input", reached), ("start", sums[:, -1])):
-            self.totals[place] += float(total.sum())
         # the ledger is of the whole batch: its part that is padding or done already is left out in proportion
-        self.totals["biases"] += sum(float(node.bias) for node in result.conservation) * len(fresh) / len(result.output)
+        biases = sum(float(node.bias) for node in result.conservation) * len(fresh) / len(result.output)
+        totals = {"input": float(reached.sum()), "start": float(sums[:, -1].sum()), "biases": biases}
         targets = None if batch.targets is None else batch.targets[fresh]
         verdict = self.judge(output.numpy(), batch.inputs, batch.labels[fresh], targets)
         regression: dict[str, Any] = {}
         if verdict.values is not None:
             regression = {"worst": verdict.worst, "predicted_value": verdict.values}
-        return {
+        arrays = {
             "attribution": self.feed.channels_first(relevance[self.main].numpy()),
             "prediction": output.numpy(),
             "predicted": verdict.predicted,
@@ -361,6 +406,7 @@ class _Run:
             "layers": {name: relevance[name].numpy() for name in self.layers},
             "conservation": sums.numpy(),
         }
+        return _Part(batch.rows[fresh], arrays, totals)
 
     def shares(self) -> Shares | None:
         start = self.totals["start"]

@@ -11,8 +11,9 @@ from lrp_onnx.data import Dataset
 from lrp_onnx.engine import DEFAULT_COMPOSITE
 from lrp_onnx.engine.seed import Seed
 from lrp_onnx.errors import DataError, StoreError, TargetError
-from lrp_onnx.heatmap_run import Heatmaps, Settings, Shares, StoreTarget, explain_into, select_layers
+from lrp_onnx.heatmap_run import Heatmaps, Settings, Shares, StoreTarget, explain_into
 from lrp_onnx.inputs import Model, open_both
+from lrp_onnx.layer_choice import select_layers
 from lrp_onnx.losses import Loss
 from lrp_onnx.results import read_results
 from lrp_onnx.rules import Composite
@@ -37,7 +38,7 @@ def compute_heatmaps(
     loss: Loss | None = None,
     threshold: float | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     device: str = "cpu",
     dtype: Literal["float32", "float64"] = "float32",
     layer_dtype: str = "float32",
@@ -87,9 +88,11 @@ def compute_heatmaps(
         As in `judge`, for regression data. Left out, the loss is the one of the table, or else the default.
     limit : int, optional
         Explain the first so many samples.
-    batch_size : int
-        Samples at a time, if the model leaves it free. A resumed run equals an uninterrupted one bit for bit if both
-        use the same.
+    batch_size : int, optional
+        Samples at a time, if the model leaves it free. Left out, 8, or as many as fit into half of the free memory; a
+        resumed run takes as many as the interrupted one and so equals an uninterrupted run bit for bit. As many batches
+        are explained side by side as torch has threads (at most 8), one thread each, if memory allows. Where it turns
+        out to be short, batches are halved.
     resume, overwrite : bool
         Go on with the store at `store`, or replace it; otherwise an existing file is an error.
     scheduler : str, optional

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from lrp_onnx.batch_axis import batch_first
 from lrp_onnx.converters.conversion import CLASSES_KEY
 from lrp_onnx.data import Dataset, open_dataset
 from lrp_onnx.data.dataset import reason_of
@@ -178,7 +179,7 @@ def open_both(
     output: str | None = None,
     vocabulary: str | os.PathLike[str] | None = None,
 ) -> tuple[Graph, Dataset]:
-    """Load a model and open a data set with the model's class names.
+    """Load a model, its batch in front (see `batch_first`), and open a data set with the model's class names.
 
     Parameters
     ----------
@@ -196,7 +197,7 @@ def open_both(
     ModelError, DataError
         When one cannot be read, or labels and outputs do not fit each other.
     """
-    graph = model if isinstance(model, Graph) else load(model)
+    graph = batch_first(model if isinstance(model, Graph) else load(model))
     classes = classes_of(graph)
     outputs = number_of_outputs(graph, output)
     if classes is not None and outputs is not None and outputs > 1 and len(classes) != outputs:

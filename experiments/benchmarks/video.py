@@ -34,6 +34,7 @@ from lrp_onnx.debug.video_prepare import FramePreparation
 from lrp_onnx.engine import Explainer
 from lrp_onnx.forward import make_forward
 from lrp_onnx.graph import Graph, load
+from lrp_onnx.memory import keep_freed_memory
 from lrp_onnx.preprocess import Preprocess
 
 PHOTOGRAPHS = ("coffee.png", "motorcycle_left.png", "chelsea.png", "rocket.jpg", "astronaut.png", "camera.png")
@@ -150,11 +151,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="length of the clip")
     parser.add_argument("--part", type=float, default=10, help="seconds of it that are timed in each round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, help="folder for clip and model, made once; a temporary one by default")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command does
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

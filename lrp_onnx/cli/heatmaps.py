@@ -27,6 +27,7 @@ from lrp_onnx.cli.options import (
     PreprocessOption,
     RuleOption,
     SchedulerOption,
+    TargetOption,
     ThresholdOption,
     UnlabelledOption,
     VocabOption,
@@ -46,20 +47,7 @@ def command(
     composite: CompositeOption = "epsilon-plus-flat",
     rule: RuleOption = None,
     extensions: ExtensionsOption = None,
-    target: Annotated[
-        str,
-        typer.Option(
-            "--target",
-            metavar="predicted|label|worst|CLASS|NAME:…",
-            help="What is explained: the largest output, that of the label, or one by number or name of its class; "
-            "worst: for regression, the output or landmark that is the farthest off; "
-            "index:I,J,…: one element of each sample's output; "
-            "position:P[,CLASS]: a class (the predicted one) at a position of a sequence, -1 for the last; "
-            "segmentation:CLASS[,mask=FILE]: a class where it is predicted, or on a mask; "
-            "box:best or box:B[,class=CLASS][,skip=S]: a box's score, with S numbers in front of the scores; "
-            "similarity:FILE[,cosine|dot]: of an embedding to that in an .npy file, or of another picture or text.",
-        ),
-    ] = "predicted",
+    target: TargetOption = "predicted",
     output_name: OutputNameOption = None,
     seed: Annotated[
         str,
@@ -101,7 +89,14 @@ def command(
     classes: ClassesOption = None,
     unlabelled: UnlabelledOption = False,
     vocab: VocabOption = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Samples at a time; memory grows with it.")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            help="Samples at a time; memory grows with it. Left out: 8, or as many as fit into half the free memory.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where to compute.")] = "cpu",
     dtype: Annotated[str, typer.Option("--dtype", metavar="float32|float64", help="Precision.")] = "float32",
     layer_dtype: Annotated[
@@ -129,7 +124,9 @@ def command(
     """
     from lrp_onnx.heatmaps import check_output, compute_heatmaps
     from lrp_onnx.inputs import open_both
+    from lrp_onnx.memory import keep_freed_memory
 
+    keep_freed_memory()
     check_output(output, resume=resume, overwrite=overwrite)
     run_extensions(extensions)
     rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
@@ -185,3 +182,4 @@ def command(
     print(f"heatmaps of the input{inner} for {count(result.samples, 'sample')}{before} -> {result.path}")
     if result.shares is not None:
         print(f"of the relevance {result.shares}")
+        show_notes([result.shares.advice] if result.shares.advice else [])

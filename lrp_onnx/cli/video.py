@@ -64,7 +64,15 @@ def command(
     longest: Annotated[int, typer.Option("--longest", min=16, help="Longer edge of what is written, pixels.")] = 640,
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Frames at a time.")] = 16,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            help="Frames at a time. Left out: 8, or as many as can be explained in half the free memory.",
+            show_default=False,
+        ),
+    ] = None,
     eps: EpsOption = None,
     gamma: GammaOption = None,
     bias: BiasOption = None,
@@ -81,7 +89,9 @@ def command(
     rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
     with status(f"Loading {model}"):
         from lrp_onnx.debug.video import analyse_video, read_span
+        from lrp_onnx.memory import keep_freed_memory
 
+        keep_freed_memory()
         start, end = read_span(seconds)
         graph = load_model(model, preprocess, classes)
     with progress("Watching") as advance:

@@ -164,6 +164,15 @@ class Batch:
     targets: np.ndarray | None
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    def part(self, rows: slice) -> Batch:
+        """Some of the samples; arrays are views."""
+        targets = None if self.targets is None else self.targets[rows]
+        others = {name: values[rows] for name, values in self.others.items()}
+        return Batch(
+            *(self.rows[rows], self.index[rows], self.inputs[rows], self.labels[rows], self.paths[rows], targets),
+            others,
+        )
+
 
 def batches(
     dataset: Dataset, preprocess: Preprocess | None, batch_size: int, *, skip: Iterable[int] = ()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -37,8 +38,11 @@ from lrp_onnx.folders import folder_written_whole, refuse_folder
 from lrp_onnx.forward import make_forward
 from lrp_onnx.graph import Graph, load
 from lrp_onnx.inputs import Feed, Model, feed_for
+from lrp_onnx.memory import MOST_AT_A_TIME, division, out_of_memory
 from lrp_onnx.render import SheetItem, contact_sheet, overlay, reduce_channels, save_png
 from lrp_onnx.rules import Composite
+from lrp_onnx.runtime import first_line
+from lrp_onnx.side_by_side import MOST_WORKERS, Turns, in_order, sharing_cores
 
 FRAMES, LABELLED, HEATMAPS = "frames.csv", "labelled.mp4", "heatmaps.mp4"
 TIMELINE, SUMMARY = "timeline.png", "summary.json"
@@ -95,7 +99,7 @@ def analyse_video(
     heatmap_every: int = 1,
     composite: str | Composite = DEFAULT_COMPOSITE,
     longest: int = 640,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> VideoResult:
@@ -135,8 +139,9 @@ def analyse_video(
         For the heatmaps.
     longest : int
         The longer edge of videos and peak frames, pixels. A smaller clip is enlarged to 320, for the label's sake.
-    batch_size : int
-        Frames at a time, if the model leaves it free.
+    batch_size : int, optional
+        Frames at a time, if the model leaves it free; left out, 8, or as many as can be explained in half of the free
+        memory. As many batches are worked on side by side as torch has threads (at most 8), if memory allows.
     overwrite : bool
     progress : callable, optional
         Called with (frames done, frames in all, as far as the clip knows).
@@ -151,7 +156,7 @@ def analyse_video(
     """
     folder = Path(out)
     for name, number in (("every", every), ("heatmap every", heatmap_every), ("batch size", batch_size)):
-        if number < 1:
+        if number is not None and number < 1:
             raise DataError(f"{name} is {number}; expected at least 1")
     if not (0 <= start < end and smooth >= 0 and longest >= 2):
         raise DataError(f"seconds {start:g} to {end:g}, smooth {smooth:g}, longest {longest}: expected times in order")
@@ -160,10 +165,12 @@ def analyse_video(
     with Clip(clip) as opened:
         graph = model if isinstance(model, Graph) else load(model)
         explainer = Explainer(graph, composite) if heatmaps or classes else None
-        run = _Run(opened, graph, explainer, list(classes), heatmap_every if heatmaps else 0, longest, smooth)
-        with folder_written_whole(folder, FRAMES, overwrite=overwrite) as new:
+        feed = feed_for(graph, Dataset(opened.path, []))
+        size, workers = _division(explainer if heatmaps else None, feed, batch_size, opened.expected or sys.maxsize)
+        with sharing_cores(workers), folder_written_whole(folder, FRAMES, overwrite=overwrite) as new:
+            run = _Run(opened, graph, feed, explainer, list(classes), heatmap_every if heatmaps else 0, longest, smooth)
             frames = opened.frames(every=every, start=start, end=end)
-            run.classify(frames, new, batch_size, _advance(opened, every, start, end, progress))
+            run.classify(in_batches(frames, size), new, workers, _advance(opened, every, start, end, progress))
             if run.scores is None:
                 raise DataError(
                     f"{opened.path}: has no frame between {start:g} and {end:g} s; its last frame is at "
@@ -194,10 +201,27 @@ def analyse_video(
     return result
 
 
+def _division(explainer: Explainer | None, feed: Feed, batch_size: int | None, frames: int) -> tuple[int, int]:
+    """How many frames at a time, and how many such batches side by side; without explanations they are small."""
+    if explainer is None:
+        return feed.batch or batch_size or MOST_AT_A_TIME, min(torch.get_num_threads(), MOST_WORKERS)
+    assert feed.preprocess is not None  # pictures always have one
+    return division(explainer, {feed.input: feed.preprocess.shape}, frames, feed.batch or batch_size)
+
+
 @dataclass(frozen=True, eq=False)
 class _PeakFrame:
     picture: np.ndarray
     input: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Frames, what stands on them, and the relevance (h, w) of those, by place, that are to be shown under it."""
+
+    frames: Sequence[PreparedFrame]
+    labels: Labels
+    relevance: dict[int, np.ndarray]
 
 
 class _Run:
@@ -207,6 +231,7 @@ class _Run:
         self,
         clip: Clip,
         graph: Graph,
+        feed: Feed,
         explainer: Explainer | None,
         asked: Sequence[str],
         heatmap_every: int,
@@ -214,10 +239,10 @@ class _Run:
         smooth: float,
     ) -> None:
         self.clip, self.graph, self.explainer, self.smooth = clip, graph, explainer, smooth
-        self.feed: Feed = feed_for(graph, Dataset(clip.path, []))
-        assert self.feed.preprocess is not None  # pictures always have one
+        self.feed = feed
+        assert feed.preprocess is not None  # pictures always have one
         self.size = size_of_output(clip.size, longest)
-        self._prepare = FramePreparation(self.feed.preprocess, clip.size, self.size)
+        self._prepare = FramePreparation(feed.preprocess, clip.size, self.size)
         self._asked, self._heatmap_every = asked, heatmap_every
         self.output = next(iter(graph.outputs))
         self._forward = make_forward(graph, [self.output], torch.float32, torch.device("cpu"))
@@ -226,68 +251,74 @@ class _Run:
         self._asked_classes: list[int] = []
         self.explained, self.last_time = 0, 0.0
         self._single = False  # one output for two classes
+        self._turns = Turns()
 
     def classify(
-        self, frames: Iterator[ClipFrame], folder: Path, batch_size: int, advance: Callable[[int], None]
+        self, batches: Iterator[list[ClipFrame]], folder: Path, workers: int, advance: Callable[[int], None]
     ) -> None:
-        size, rate = self.feed.batch or batch_size, self.clip.rate
         with ExitStack() as stack:
             table = stack.enter_context((folder / FRAMES).open("w", encoding="utf-8", newline=""))
-            open_writer = partial(video_writer, size=self.size, rate=rate)
+            open_writer = partial(video_writer, size=self.size, rate=self.clip.rate)
             labelled = stack.enter_context(open_writer(folder / LABELLED))
             heat = stack.enter_context(open_writer(folder / HEATMAPS)) if self._heatmap_every else None
-            workers = min(_MOST_PREPARING, os.cpu_count() or 1)
-            preparing = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="prepare"))
-            writing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
-            prepared = (list(preparing.map(self._prepare, batch)) for batch in in_batches(frames, size))
-            written: Future[None] | None = None
-            for batch in stack.enter_context(closing(read_ahead(prepared))):
-                labels, relevance = self._look_at(batch, table)
-                self._keep_peaks(batch)
-                if written is not None:  # at most one batch waits, so that memory stays flat
-                    written.result()
-                written = writing.submit(self._write, batch, labels, relevance, labelled, heat)
-                self.last_time = batch[-1].time
-                assert self.scores is not None
-                advance(self.scores.frames)
-            if written is not None:
-                written.result()
+            preparers = min(_MOST_PREPARING, os.cpu_count() or 1)
+            preparing = stack.enter_context(ThreadPoolExecutor(preparers, thread_name_prefix="prepare"))
+            prepared = (list(preparing.map(self._prepare, batch)) for batch in batches)
+            ahead = stack.enter_context(closing(read_ahead(prepared)))
+            look = partial(self._look_at, table=table)
+            for seen in stack.enter_context(closing(in_order(look, self._counted(ahead), workers))):
+                self._write(seen, labelled, heat)  # while the next ones are looked at
+                self.explained += len(seen.relevance)
+                self.last_time = seen.frames[-1].time
+                advance(labelled.frames)
 
-    def _look_at(self, batch: Sequence[PreparedFrame], table: Any) -> tuple[Labels, dict[int, np.ndarray]]:
-        """Labels of a batch, and the relevance (h, w) of the frames of it that are to be explained."""
+    def _counted(self, batches: Iterable[list[PreparedFrame]]) -> Iterator[tuple[int, int, list[PreparedFrame]]]:
+        """Batches with their number, and that of the frames before."""
+        before = 0
+        for number, batch in enumerate(batches):
+            yield number, before, batch
+            before += len(batch)
+
+    def _look_at(self, counted: tuple[int, int, Sequence[PreparedFrame]], table: Any) -> _Seen:
+        """Several batches are looked at side by side; labels are given in order, as they depend on earlier ones."""
+        number, before, batch = counted
         inputs = self.feed.batch_of(np.stack([frame.input for frame in batch]))
-        before = self.scores.frames if self.scores is not None else 0
         every = self._heatmap_every
         chosen = [row for row in range(len(batch)) if every and (before + row) % every == 0]
-        if len(chosen) == len(batch):  # the forward pass of the explanation gives the scores too
-            found: list[Labels] = []
+        with self._turns.passing(number):
+            if len(chosen) == len(batch):  # the forward pass of the explanation gives the scores too
+                found: list[Labels] = []
 
-            def target(output: torch.Tensor) -> np.ndarray:
-                found.append(self._label(batch, output.numpy()[: len(batch)], table))
-                return self._target(found[0])
+                def target(output: torch.Tensor) -> np.ndarray:
+                    found.append(self._label(number, batch, output.numpy()[: len(batch)], table))
+                    return self._target(found[0])
 
-            relevance = self._explain(inputs, target, chosen)
-            return found[0], relevance
-        output = self._forward({self.feed.input: torch.from_numpy(inputs)})[self.output].numpy()
-        labels = self._label(batch, output[: len(batch)], table)
+                relevance = self._explain(inputs, target, chosen)
+                return _Seen(batch, found[0], relevance)
+            output = self._forward({self.feed.input: torch.from_numpy(inputs)})[self.output].numpy()
+            labels = self._label(number, batch, output[: len(batch)], table)
         if not chosen:
-            return labels, {}
+            return _Seen(batch, labels, {})
         picked = Labels(labels.classes[chosen], labels.scores[chosen])
-        return labels, self._explain(self.feed.batch_of(inputs[chosen]), self._target(picked), chosen)
+        relevance = self._explain(self.feed.batch_of(inputs[chosen]), self._target(picked), chosen)
+        return _Seen(batch, labels, relevance)
 
-    def _label(self, batch: Sequence[PreparedFrame], output: np.ndarray, table: Any) -> Labels:
+    def _label(self, number: int, batch: Sequence[PreparedFrame], output: np.ndarray, table: Any) -> Labels:
         if len(output) != len(batch):
             raise DataError(
                 f"{self.graph.name}: output '{self.output}' has {len(output)} rows for {len(batch)} frames; "
                 "expected one each"
             )
         scores = class_scores(self.graph, self.output, output)
-        if self.scores is None:
-            self._single = output[0].size == 1
-            names = class_names(self.graph, scores.shape[1])
-            self._asked_classes = list(dict.fromkeys(find_class(name, names) for name in self._asked))
-            self.scores = FrameScores(table, names, self._asked_classes, self.smooth)
-        return self.scores.take([frame.number for frame in batch], [frame.time for frame in batch], scores)
+        with self._turns.of(number):
+            if self.scores is None:
+                self._single = output[0].size == 1
+                names = class_names(self.graph, scores.shape[1])
+                self._asked_classes = list(dict.fromkeys(find_class(name, names) for name in self._asked))
+                self.scores = FrameScores(table, names, self._asked_classes, self.smooth)
+            labels = self.scores.take([frame.number for frame in batch], [frame.time for frame in batch], scores)
+            self._keep_peaks(batch)
+        return labels
 
     def _target(self, labels: Labels) -> np.ndarray:
         """The outputs to explain, as many as the model takes at a time."""
@@ -295,8 +326,15 @@ class _Run:
 
     def _explain(self, inputs: np.ndarray, target: Any, rows: Sequence[int]) -> dict[int, np.ndarray]:
         assert self.explainer is not None
-        found = self.explainer.explain(inputs, target).relevance[self.feed.input].numpy()
-        self.explained += len(rows)
+        try:
+            found = self.explainer.explain(inputs, target).relevance[self.feed.input].numpy()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise DataError(
+                f"{self.graph.name}: there is no memory to explain {len(inputs)} frames at a time "
+                f"({first_line(error)}); take a smaller batch size (--batch-size)"
+            ) from error
         pictures = self.feed.channels_first(found[: len(rows)])
         return {row: reduce_channels(picture) for row, picture in zip(rows, pictures, strict=True)}
 
@@ -310,16 +348,15 @@ class _Run:
 
     def _write(
         self,
-        batch: Sequence[PreparedFrame],
-        labels: Labels,
-        relevance: dict[int, np.ndarray],
+        seen: _Seen,
         labelled: VideoWriter,
         heat: VideoWriter | None,
     ) -> None:
         from av import VideoFrame
 
         assert self.scores is not None
-        for row, frame in enumerate(batch):
+        labels, relevance = seen.labels, seen.relevance
+        for row, frame in enumerate(seen.frames):
             texts = f"{self.scores.names[labels.classes[row]]}  {labels.scores[row]:.2f}", f"{frame.time:.2f} s"
             if heat is not None and row in relevance:
                 copy = VideoFrame.from_ndarray(frame.shown.to_ndarray(), format="yuv420p")
@@ -355,10 +392,7 @@ class _Run:
         return tuple(self.scores.peak(index) for index in self._asked_classes)
 
     def _explain_peak(self, values: np.ndarray, label: Labels) -> np.ndarray:
-        before = self.explained
-        relevance = self._explain(self.feed.batch_of(values[None]), self._target(label), [0])[0]
-        self.explained = before  # counts what is in the video
-        return relevance
+        return self._explain(self.feed.batch_of(values[None]), self._target(label), [0])[0]
 
     def timeline_classes(self) -> list[int]:
         """Those asked for, and those that most frames are labelled with."""

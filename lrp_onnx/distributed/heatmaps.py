@@ -16,6 +16,7 @@ from lrp_onnx.errors import StoreError
 from lrp_onnx.graph import Graph
 from lrp_onnx.heatmap_run import Heatmaps, Settings, Shares, explain_into
 from lrp_onnx.inputs import feed_for
+from lrp_onnx.memory import MOST_AT_A_TIME
 from lrp_onnx.store import join_stores
 
 
@@ -65,9 +66,12 @@ def explain_on(
             raise StoreError(f"{folder} exists already; use --resume to go on with it or --overwrite to replace it")
         shutil.rmtree(folder)
     feed = feed_for(explainer.graph, dataset)
+    # what a worker has free is not known here, and parts may not depend on it
+    batch_size = feed.batch or settings.batch_size or MOST_AT_A_TIME
+    settings = replace(settings, batch_size=batch_size)
     parts = [
         _Part((folder / f"{number:05d}.h5").resolve(), part)
-        for number, part in enumerate(parts_of(dataset, feed.batch or settings.batch_size))
+        for number, part in enumerate(parts_of(dataset, batch_size))
     ]
     job = _Job(explainer.graph, settings, known, readable(dataset, feed), SharedArray.of(dataset))
     advance = progress or (lambda done, total: None)

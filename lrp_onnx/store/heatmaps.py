@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -36,6 +36,14 @@ class Row:
     prediction: np.ndarray
 
 
+class _Place(NamedTuple):
+    """Where arrays of a store go. HDF5 looks names up anew each time, in as long as it takes to write a small array."""
+
+    dataset: h5py.Dataset
+    shape: tuple[int, ...]  # of a row
+    dtype: np.dtype[Any]
+
+
 class HeatmapStore:
     """A heatmap store on disk; `HeatmapStore(path)` opens it for reading, `create` and `resume` for writing.
 
@@ -54,6 +62,7 @@ class HeatmapStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._spec: StoreSpec | None = None
+        self._places: dict[str, _Place] = {}
         self._file = open_file(self.path, "r")
 
     @classmethod
@@ -110,6 +119,7 @@ class HeatmapStore:
     def _for_writing(cls, path: Path, spec: StoreSpec) -> Self:
         store = cls.__new__(cls)
         store.path, store._spec, store._file = path, spec, open_file(path, "r+")
+        store._places = {}
         return store
 
     def write(
@@ -177,21 +187,24 @@ class HeatmapStore:
         with disk_errors(self.path):
             for name, values in arrays.items():
                 for there, here in runs(rows):
-                    self._file[name].write_direct(values, here, there)
+                    self._places[name].dataset.write_direct(values, here, there)
             self._file.flush()
             for there, _ in runs(rows):
                 self._file["samples/done"][there] = 1
             self._file.flush()
 
     def _fit(self, name: str, values: Any, count: int) -> np.ndarray:
-        if name not in self._file:
-            raise StoreError(f"{self.path}: was created without {name}")
-        dataset = self._file[name]
-        expected = (count, *dataset.shape[1:])
+        if name not in self._places:
+            if name not in self._file:
+                raise StoreError(f"{self.path}: was created without {name}")
+            dataset = self._file[name]
+            self._places[name] = _Place(dataset, dataset.shape[1:], dataset.dtype)
+        place = self._places[name]
+        expected = (count, *place.shape)
         try:
-            fitted = _narrowed(values) if dataset.dtype == np.float16 else np.ascontiguousarray(values, dataset.dtype)
+            fitted = _narrowed(values) if place.dtype == np.float16 else np.ascontiguousarray(values, place.dtype)
         except FloatingPointError as error:
-            raise StoreError(f"{self.path}: {name} has values beyond {dataset.dtype}; store it as float32") from error
+            raise StoreError(f"{self.path}: {name} has values beyond {place.dtype}; store it as float32") from error
         except (TypeError, ValueError) as error:
             raise StoreError(f"{self.path}: {name} is not an array of numbers of shape {expected}") from error
         if fitted.shape != expected:
@@ -216,6 +229,7 @@ class HeatmapStore:
                 self._file.attrs.modify("complete", True)
                 self._file.close()
         self._spec, self._file = None, open_file(self.path, "r")
+        self._places = {}
 
     def _writer_spec(self) -> StoreSpec:
         if self._spec is None:
@@ -339,6 +353,11 @@ class HeatmapStore:
         return bool(self._file.attrs["complete"])
 
     @property
+    def batch_size(self) -> int | None:
+        """How many samples were explained at a time; None where the store does not say."""
+        return int(self._file.attrs.get("batch_size", 0)) or None
+
+    @property
     def classes(self) -> list[str] | None:
         """Class names by index."""
         return json.loads(self._file.attrs["classes"])
@@ -352,6 +371,8 @@ class HeatmapStore:
 
 def _narrowed(values: Any) -> np.ndarray:
     """As float16, by torch, which takes a tenth of numpy's time; FloatingPointError for finite values beyond it."""
+    if getattr(values, "dtype", None) == np.float16:
+        return np.ascontiguousarray(values)
     import torch
 
     wide = torch.from_numpy(np.ascontiguousarray(values, np.float32))

@@ -83,6 +83,8 @@ class StoreSpec:
     layer_dtype : {"float32", "float16"}
     compress : {None, "gzip", "lzf", "zstd", "lz4"}
         The last two need the package hdf5plugin, to read too.
+    batch_size : int or None
+        How many samples were explained at a time, so that a resumed run can do the same.
 
     Raises
     ------
@@ -111,6 +113,7 @@ class StoreSpec:
     tokens: Sequence[Sequence[str]] | np.ndarray | None = None
     layer_dtype: str = "float32"
     compress: str | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -225,6 +228,7 @@ def lay_out(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=spec.model,
         complete=False,
+        batch_size=spec.batch_size or 0,
         **{name: known[name] for name in (*RUN_ATTRIBUTES, *REGRESSION_ATTRIBUTES)},
     )
     count, outputs = len(spec), spec.output_shape

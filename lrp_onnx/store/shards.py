@@ -110,6 +110,7 @@ def _spec(first: _Part, arrays: dict[str, np.ndarray]) -> StoreSpec:
         tokens=arrays.get("token"),
         layer_dtype=inner[0] if inner else "float32",
         compress=attrs["compress"] or None,
+        batch_size=int(attrs.get("batch_size", 0)) or None,
     )
 
 

@@ -269,11 +269,14 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr(Explainer, "explain", stop_at_third)
     command = ("heatmaps", model, pictures, "-o", tmp_path / "h.h5", "--batch-size", 2)
     assert program(*command) == 130
-    assert "4 of 9 samples are in" in program.err
+    with HeatmapStore(tmp_path / "h.h5") as store:
+        done = len(store.done)  # what was worked on when it came is lost: two threads have up to three batches
+    assert done in (0, 2, 4)
+    assert f"{done} of 9 samples are in" in program.err
     assert "--resume" in program.err
     monkeypatch.undo()
     assert program(*command, "--resume") == 0
-    assert "(5 computed now)" in program.out
+    assert f"({9 - done} computed now)" in program.out
 
 
 def test_the_callers_model_and_data_can_be_objects(model: Path, pictures: Path, tmp_path: Path) -> None:

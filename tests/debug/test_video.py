@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import struct
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -22,6 +24,7 @@ from lrp_onnx.debug.timeline import MOST_BINS, Peak, ScoreHistory, timeline_char
 from lrp_onnx.debug.video import analyse_video, read_span
 from lrp_onnx.debug.video_frames import Clip, read_ahead
 from lrp_onnx.debug.video_output import _heat_table, draw_heatmap, place_on_frame, planes_of, size_of_output
+from lrp_onnx.engine import Explainer
 from lrp_onnx.errors import DataError, OutputError, TargetError
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.render import overlay
@@ -137,6 +140,54 @@ def test_the_output_video_keeps_times_and_shows_a_label(model: Path, tmp_path: P
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
     content = (tmp_path / "out" / "labelled.mp4").read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")  # plays before it is read to the end
+
+
+def test_batches_side_by_side_give_what_one_after_the_other_gives(model: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pictures = [plain(tuple(random.integers(0, 256, 3).tolist())) for _ in range(23)]
+    clip = write_clip(tmp_path / "clip.mp4", pictures)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            out = tmp_path / str(threads)
+            result = analyse_video(clip, model, out, classes=["blue"], smooth=0.45, heatmaps=True, batch_size=2)
+            assert (result.frames, result.explained, torch.get_num_threads()) == (23, 23, threads)
+    finally:
+        torch.set_num_threads(before)
+    one, three = tmp_path / "1", tmp_path / "3"
+    assert (one / "frames.csv").read_text() == (three / "frames.csv").read_text()
+    assert (one / "peak-blue.png").read_bytes() == (three / "peak-blue.png").read_bytes()
+    for (time, picture), (other_time, other) in zip(
+        seen(one / "heatmaps.mp4"), seen(three / "heatmaps.mp4"), strict=True
+    ):
+        assert time == other_time
+        np.testing.assert_array_equal(picture, other)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DataError("the engine stopped"), "the engine stopped"),
+        (RuntimeError("could not create a primitive"), "no memory to explain 2 frames at a time .* smaller batch size"),
+    ],
+)
+def test_an_error_in_a_batch_ends_the_work(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", [plain(RED)] * 12)
+    explain, calls = Explainer.explain, itertools.count()
+
+    def stop(self: Explainer, x: np.ndarray, *arguments: Any, **options: Any) -> Any:
+        if next(calls) == 2:  # the third of six batches, others wait for its labels
+            raise error
+        return explain(self, x, *arguments, **options)
+
+    monkeypatch.setattr(Explainer, "explain", stop)
+    with pytest.raises(DataError, match=said):
+        analyse_video(clip, model, tmp_path / "out", heatmaps=True, batch_size=2)
+    assert not (tmp_path / "out").exists()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("work")]
 
 
 def test_every_and_seconds_choose_frames(model: Path, tmp_path: Path) -> None:
@@ -351,7 +402,7 @@ def test_an_interrupt_leaves_nothing_behind(model: Path, tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         analyse_video(clip, model, tmp_path / "out", batch_size=5, progress=interrupt)
     assert {path.name for path in tmp_path.iterdir()} == before
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("read", "write", "prepare"))]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("read", "work", "prepare"))]
 
 
 def test_a_folder_is_replaced_only_when_asked(model: Path, tmp_path: Path) -> None:
