@@ -66,11 +66,7 @@ class Judge:
         TargetError, DataError
             When that is not known, or the output does not fit the samples or their targets.
         """
-        if len(logits) != len(inputs):
-            raise DataError(
-                f"{self.graph.name}: output '{self.output}' has shape {logits.shape} for a batch of {len(inputs)}; "
-                "expected a row per sample"
-            )
+        require_rows(self.graph.name, self.output, logits.shape, len(inputs))
         chosen = np.zeros((len(logits), logits[0].size), bool)
         if chosen.shape[1] == 1:
             return ~chosen.reshape(logits.shape)
@@ -99,6 +95,25 @@ class Judge:
             return judge(output, labels, targets, loss=loss, threshold=self.threshold, size=size)
         except DataError as error:
             raise DataError(f"{self.graph.name}, {self.dataset.root}: {error}") from error
+
+
+def require_rows(model: str, output: str, shape: tuple[int, ...], batch: int) -> None:
+    """Make sure that an output of this shape has a row for each sample of a batch.
+
+    Raises
+    ------
+    DataError
+        It has not: the batch is another dimension, or there is none.
+    """
+    if shape[:1] == (batch,):
+        return
+    others = [axis for axis, size in enumerate(shape) if size == batch]
+    where = f"; its batch seems to be dimension {others[0]}" if len(others) == 1 and batch > 1 else ""
+    raise DataError(
+        f"{model}: output '{output}' has shape {shape} for a batch of {batch}; expected a row per sample{where}: name "
+        "that dimension in the ONNX file as the input's batch is named (dynamic_axes of torch.onnx.export), or choose "
+        "another output with --output-name"
+    )
 
 
 def own_output(graph: Graph, name: str, output: np.ndarray) -> np.ndarray:

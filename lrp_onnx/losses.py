@@ -24,7 +24,7 @@ class Verdict:
     Attributes
     ----------
     predicted : int64 (n,)
-        Class, -1 where there are no classes.
+        Class, -1 where there are none, or one for each position.
     correct : int8 (n,)
         1, 0, or -1 for not known.
     loss : float64 (n,)
@@ -94,7 +94,8 @@ def judge(
     flat, none = output.reshape(n, -1).astype(np.float64), np.full(n, -1)
     predicted = flat.argmax(axis=1) if flat.shape[1] > 1 else (flat[:, 0] > 0).astype(np.int64)
     if output.ndim > 2:  # a class per position: one label says nothing about it
-        return Verdict(predicted, none.astype(np.int8), np.full(n, np.nan), none)
+        classes = flat.shape[1] == max(output.shape[1:])  # (K, 1, 1)
+        return Verdict(predicted if classes else none, none.astype(np.int8), np.full(n, np.nan), none)
     known = labels >= 0
     correct = np.where(known, predicted == labels, -1).astype(np.int8)
     logits = flat if flat.shape[1] > 1 else np.concatenate([np.zeros((n, 1)), flat], axis=1)

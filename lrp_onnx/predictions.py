@@ -18,7 +18,7 @@ from lrp_onnx.errors import DataError
 from lrp_onnx.files import written_whole
 from lrp_onnx.forward import make_forward
 from lrp_onnx.inputs import Model, classes_of, feed_for, first_readable, open_both, sample_name
-from lrp_onnx.judging import Judge, own_output
+from lrp_onnx.judging import Judge, own_output, require_rows
 from lrp_onnx.losses import Loss, Verdict, judge, part_names
 from lrp_onnx.results import COLUMNS, REGRESSION_COLUMNS, class_name, correct_rows, wrong_rows
 
@@ -180,10 +180,7 @@ def predict(
         n = len(batch.rows)
         given = feed.batch_by_name(batch.inputs, batch.others)
         logits = forward({key: torch.from_numpy(value) for key, value in given.items()})[name].numpy()
-        if not logits.ndim or len(logits) < n:
-            raise DataError(
-                f"{graph.name}: output '{name}' has shape {logits.shape} for a batch of {n}; expected a row per sample"
-            )
+        require_rows(graph.name, name, logits.shape, len(given[feed.input]))
         logits = logits[:n]
         scores = own_output(graph, name, logits)
         verdict = judged(logits, batch.inputs, batch.labels, batch.targets)
@@ -255,6 +252,8 @@ def write_predictions(
     notes = feed_for(graph, dataset).notes
     if dataset.targets is not None and rows.measure is None:
         notes += (f"the model's output does not fit the {dataset.targets.shape[1]} targets a sample: no loss",)
+    if rows.shape and dataset.targets is None:
+        notes += (f"outputs of shape {rows.shape} predict no one class; the scores are their numbers in order",)
     return rows.summary(path, threshold, dataset.failures, notes)
 
 
@@ -266,6 +265,8 @@ class _Rows:
     ) -> None:
         self.dataset, self.classes = dataset, classes
         self.measure: Loss | None = None
+        one_class = first.output.ndim == 2 or bool((first.verdict.predicted >= 0).all())
+        self.shape = () if one_class else first.output.shape[1:]
         self.parts: tuple[str, ...] = ()
         named = classes
         width = first.scores[0].size

@@ -26,6 +26,7 @@ def open_session(
     channels_last: Collection[str] = (),
     name: str = "model",
     optimise: bool = True,
+    canonical: bool = False,
     threads: int = 0,
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU for `model`, which is not modified.
@@ -42,6 +43,9 @@ def open_session(
         What error messages call the model.
     optimise : bool
         False switches ONNX Runtime's graph rewriting off.
+    canonical : bool
+        The model is in canonical form: its quantised weights are floats, on which ONNX Runtime's fusions of quantised
+        operators fail. Any other model runs as it would without this package.
     threads : int
         How many an op may use; 0 leaves it to ONNX Runtime (one a core).
 
@@ -65,7 +69,8 @@ def open_session(
     options.enable_mem_pattern = False  # one more block, for all tensors at once, beside the arena: twice the memory
     options.log_severity_level = 4  # errors are raised; its own log would repeat them
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to torch
-    options.add_session_config_entry("session.disable_quant_qdq", "1")  # its fusions fail on weights that are floats
+    if canonical:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -85,7 +90,8 @@ def _open(
     providers = ["CPUExecutionProvider"]
     try:
         # protobuf merges concatenated messages: this appends nodes and outputs without another copy of the weights
-        return InferenceSession(model.SerializeToString() + extra.SerializeToString(), options, providers=providers)
+        bytes_ = model.SerializeToString() + extra.SerializeToString()
+        session = InferenceSession(bytes_, options, providers=providers)
     except (EncodeError, ValueError):  # more than protobuf can write (2 GB): weights go beside the graph
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
@@ -94,6 +100,9 @@ def _open(
             copy.MergeFrom(extra)
             onnx.save_model(copy, path, save_as_external_data=True, location="weights")
             return InferenceSession(str(path), options, providers=providers)
+    session.disable_fallback()  # to other providers, for which the session keeps the bytes: as much as the weights
+    session._model_bytes = b""
+    return session
 
 
 def first_line(error: BaseException) -> str:

@@ -112,7 +112,8 @@ def classified_rows(store: HeatmapStore) -> NDArray[np.int64]:
         When there are none, or the store holds regressions.
     """
     if store.target_values is not None or store.prediction.ndim != 2:
-        raise StoreError(f"{store.path}: heatmaps of a regression; this needs heatmaps that explain classes")
+        what = "a regression" if store.target_values is not None else f"outputs of shape {store.prediction.shape[1:]}"
+        raise StoreError(f"{store.path}: heatmaps of {what}; this needs heatmaps that explain classes")
     rows = store.done
     if not len(rows):
         raise StoreError(f"{store.path}: holds no finished heatmap; compute heatmaps first")

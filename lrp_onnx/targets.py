@@ -14,7 +14,20 @@ from torch import Tensor
 
 from lrp_onnx.errors import DataError, TargetError
 
-__all__ = ["TARGETS", "Chosen", "box", "element", "parse", "pooled", "position", "segmentation", "similarity", "target"]
+__all__ = [
+    "TARGETS",
+    "Chosen",
+    "box",
+    "element",
+    "fixed",
+    "from_one",
+    "parse",
+    "pooled",
+    "position",
+    "segmentation",
+    "similarity",
+    "target",
+]
 
 Valid = Tensor | None
 PLAIN = ("predicted", "label", "worst")
@@ -208,6 +221,27 @@ def similarity(reference: Any, measure: Literal["cosine", "dot"] = "cosine") -> 
         return (real / real.sum(dim=1, keepdim=True).clamp_min(1)).to(r)[:, :, None] * r[:, None]
 
     return Chosen(f"similarity:{measure}", weights)
+
+
+def fixed(weights: Any) -> Chosen:
+    """The same weights, (N, …) or (…) for all samples, whatever the output is: what a target chose in other inputs."""
+    rows = torch.as_tensor(weights)
+    return Chosen("fixed", lambda output, valid: rows.to(output).expand(output.shape))
+
+
+def from_one(chosen: Chosen) -> Chosen:
+    """The same target for the seed "one": relevance starts at each element with its part of the number, 1 in all.
+
+    So that heatmaps of numbers of either sign can be added up and compared, also those of a model with other weights.
+    """
+
+    def weights(output: Tensor, valid: Valid) -> Tensor:
+        counts = chosen.weights(output, valid)
+        parts = counts * output
+        total = parts.flatten(1).sum(dim=1).reshape(-1, *[1] * (output.ndim - 1))
+        return torch.where(total == 0, counts, parts / total)
+
+    return Chosen(chosen.text, weights)
 
 
 def pooled(output: Tensor, valid: Valid = None) -> Tensor:

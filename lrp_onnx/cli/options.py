@@ -44,6 +44,20 @@ ClassesOption = Annotated[
         show_default=False,
     ),
 ]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="predicted|label|worst|CLASS|NAME:…",
+        help="What is explained: the largest output, that of the label, or one by number or name of its class; "
+        "worst: for regression, the output or landmark that is the farthest off; "
+        "index:I,J,…: one element of each sample's output; "
+        "position:P[,CLASS]: a class (the predicted one) at a position of a sequence, -1 for the last; "
+        "segmentation:CLASS[,mask=FILE]: a class where it is predicted, or on a mask; "
+        "box:best or box:B[,class=CLASS][,skip=S]: a box's score, with S numbers in front of the scores; "
+        "similarity:FILE[,cosine|dot]: of an embedding to that in an .npy file, or of another picture or text.",
+    ),
+]
 OutputNameOption = Annotated[
     str | None,
     typer.Option(

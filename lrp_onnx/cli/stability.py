@@ -43,5 +43,5 @@ def command(
     for sentence in found.worst:
         print(sentence)
     if not found.worst:
-        print("no variation costs a right answer or changes a decision")
+        print("no variation costs a right answer, or changes a decision or a heatmap")
     print(f"-> {found.table}, {found.chart}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,10 +16,14 @@ from lrp_onnx.cli.options import (
     GammaOption,
     HighOption,
     JsonOption,
+    LossOption,
     LowOption,
     Model,
+    OutputNameOption,
     PreprocessOption,
     RuleOption,
+    TargetOption,
+    VocabOption,
     load_model,
     read_composite,
     run_extensions,
@@ -39,8 +43,8 @@ def command(
         Path | None,
         typer.Argument(
             metavar="DATA",
-            help="Folder of pictures, CSV manifest, .npy or .npz file; without it random inputs are used, and "
-            "faithfulness is skipped.",
+            help="What `heatmaps` takes: folder of pictures, CSV manifest, .npy or .npz file, texts; without it random "
+            "inputs are used, and faithfulness is skipped.",
             show_default=False,
         ),
     ] = None,
@@ -49,11 +53,11 @@ def command(
     extensions: ExtensionsOption = None,
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
+    target: TargetOption = "predicted",
+    output_name: OutputNameOption = None,
+    vocab: VocabOption = None,
+    loss: LossOption = None,
     samples: Annotated[int, typer.Option("--samples", help="At most so many, evenly over the data.")] = 8,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", metavar="NAME", help="Output to explain; the first by default.", show_default=False),
-    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 0,
     eps: EpsOption = None,
     gamma: GammaOption = None,
@@ -74,7 +78,19 @@ def command(
     rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
     graph = load_model(model, preprocess, classes)
     with steps() as advance:
-        found = verify(graph, data, composite=rules, samples=samples, output=output, seed=seed, progress=advance)
+        options: Any = {"loss": loss}  # its value is checked by the library
+        found = verify(
+            graph,
+            data,
+            composite=rules,
+            target=target,
+            samples=samples,
+            output=output_name,
+            vocabulary=vocab,
+            seed=seed,
+            progress=advance,
+            **options,
+        )
     if as_json:
         show_json(found.to_dict())
     else:

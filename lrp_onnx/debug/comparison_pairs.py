@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrp_onnx.debug.class_names import unique_names
+from lrp_onnx.debug.explained import of_classes
 from lrp_onnx.errors import DataError
 from lrp_onnx.hudd.samples import Samples
 from lrp_onnx.store import HeatmapStore
@@ -115,6 +116,8 @@ class Pairs:
         if self.regression:
             judged = int(columns["correct"][row])
             return Decision(samples.predicted(row), "", None if judged < 0 else judged == 1, None)
+        if not of_classes(samples.store):  # boxes, maps, embeddings: no class is decided for
+            return Decision("", "", None, None)
         predicted, explained = (_class(samples, int(columns[name][row])) for name in ("predicted", "target"))
         known = self._index[side].get(expected)
         right = None if known is None or not predicted else predicted == expected

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrp_onnx.batch_axis import batch_first
 from lrp_onnx.data import Dataset
 from lrp_onnx.debug.evaluation_report import SUMMARY, Evaluation, write_evaluation
 from lrp_onnx.debug.evaluation_verdicts import (
@@ -22,6 +23,7 @@ from lrp_onnx.debug.evaluation_verdicts import (
     sensitivity_verdict,
     sparseness_verdict,
 )
+from lrp_onnx.debug.explained import explained_by
 from lrp_onnx.debug.faithfulness import (
     REGION,
     STEPS,
@@ -29,6 +31,7 @@ from lrp_onnx.debug.faithfulness import (
     Curve,
     First,
     Ranks,
+    Score,
     deletion,
     insertion,
     pixel_flipping,
@@ -48,7 +51,8 @@ from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.render import reduce_channels
 from lrp_onnx.rules import COMPOSITES, Composite, Entry
 from lrp_onnx.store import HeatmapStore
-from lrp_onnx.stored_inputs import classified_rows, read_input, stored_dataset
+from lrp_onnx.stored_inputs import read_input, stored_dataset
+from lrp_onnx.targets import fixed
 
 METRICS = ("flipping", "road", "deletion", "insertion", "sparseness", "sensitivity", "randomisation")
 ORDERS = {
@@ -78,13 +82,14 @@ def evaluate_store(
     """Say whether the heatmaps of a store are faithful to the model.
 
     Under `out` appear ``images.csv`` (a row an image), ``curves.csv`` (mean curves), ``randomisation.csv`` (a row a
-    shuffled model), ``summary.json`` (verdicts and numbers) and ``curves.png``. The score is the probability of the
-    class that a heatmap explains.
+    shuffled model), ``summary.json`` (verdicts and numbers) and ``curves.png``. The score is what a heatmap explains:
+    the probability of its class, or else the number that its target chose in the unchanged picture (a box's score, a
+    class summed over a map, a regressed coordinate …; its opposite, where that is below 0).
 
     Parameters
     ----------
     store : path-like
-        Of pictures, each explained for one class.
+        Of pictures.
     model : Graph or path
         The one that the heatmaps are of.
     out : path-like
@@ -122,6 +127,7 @@ def evaluate_store(
         found = run.result(folder)
         with folder_written_whole(folder, SUMMARY, overwrite=overwrite) as new:
             about = {"store": str(heatmaps.path), "model": run.graph.name, "composite": composite_of(heatmaps).name}
+            about["score"] = run.score_name
             write_evaluation(new, found, {**about, "steps": steps, "seed": seed})
     return found
 
@@ -159,18 +165,25 @@ class _Run:
     def __post_init__(self) -> None:
         store = self.store
         if len(store.attribution.shape) != 4 or 1 in store.attribution.shape[2:]:
-            raise StoreError(f"{store.path}: samples of shape {store.attribution.shape[1:]}; expected pictures")
-        graph = self.model if isinstance(self.model, Graph) else load(self.model)
+            raise StoreError(
+                f"{store.path}: samples of shape {store.attribution.shape[1:]}; expected pictures (`lrp-onnx verify` "
+                "follows other inputs)"
+            )
+        graph = batch_first(self.model if isinstance(self.model, Graph) else load(self.model))
         if graph.sha256 != store.attrs["model_sha256"]:
             raise StoreError(f"{store.path}: heatmaps of another model, {store.attrs['model']}, than {graph.name}")
         preprocess = None if store.preprocess is None else Preprocess.from_json(store.preprocess)
         self.graph = graph if preprocess is None else describe(graph, preprocess)
-        self.chosen = classified_rows(store)[: self.limit]
+        self.explained = explained_by(store, self.graph)
+        of_class = "the probability of the explained class"
+        self.score_name = of_class if self.explained.classes else f"the number explained ({store.attrs['target']})"
+        self.chosen = store.done[: self.limit]
         self.dataset: Dataset = stored_dataset(store, self.chosen, self.data)
         self.feed: Feed = feed_for(self.graph, self.dataset)
-        self.classifier = Classifier(self.graph, channels_last=self.feed.channels_last)
+        self.classifier = Classifier(self.graph, output=self.explained.output, channels_last=self.feed.channels_last)
         self.explainer: Explainer | None = None
-        self.samples, self.logits = store.samples, store.prediction[:]
+        self.samples, self.composite = store.samples, composite_of(store)
+        self.targets: dict[int, int | NDArray[np.float32]] = {}  # by row
         for metric in self.metrics:
             if metric in ORDERS:
                 self.curves[metric] = {order: [] for order in ORDERS[metric]}
@@ -181,6 +194,8 @@ class _Run:
         kept: list[NDArray[np.float32]] = []
         for done, row in enumerate(self.chosen.tolist(), start=1):
             try:
+                if not (self.explained.classes or self.explained.number(row)):
+                    raise DataError("the number explained is 0, which cannot fall")
                 read = read_input(self.dataset, done - 1, self.feed.preprocess)
             except DataError as error:
                 self.skipped[str(self.samples["path"][row])] = str(error)
@@ -196,12 +211,15 @@ class _Run:
 
     def image(self, row: int, picture: NDArray[np.float32]) -> None:
         """All metrics of one picture, (C, H, W)."""
-        target, against = int(self.samples["target"][row]), self.logits.shape[1] == 1 and self.logits[row, 0] < 0
+        target, number = self.explained.target(row), self.explained.number(row)
         relevance = self.store.attribution[row]
         if not np.isfinite(relevance).all():
             raise StoreError(f"{self.store.path}, {self.samples['path'][row]}: the relevance holds NaN or infinity")
-        heatmap = reduce_channels(relevance) * (-1 if against else 1)
-        score = self.classifier.score(target, against=against)
+        against = number < 0 and not (self.explained.classes and self.store.prediction.shape[1] > 1)
+        # from 1, LRP shares out the size of the number, so that positive relevance speaks for what it is
+        turned = against and (self.composite.gradient or self.store.attrs["seed"] != "one")
+        heatmap = reduce_channels(relevance) * (-1 if turned else 1)
+        score = self._score(target, against)
         edge = max(1, round(REGION * min(heatmap.shape)))
         for metric, orders in self.curves.items():
             region = edge if metric == "flipping" else 1
@@ -230,6 +248,16 @@ class _Run:
                 )
             )
         self.rows.append(row)
+        self.targets[row] = target
+
+    def _score(self, target: int | NDArray[np.float32], against: bool) -> Score:
+        """What should fall when relevant pixels go."""
+        if not isinstance(target, int):
+            return self.classifier.number(target, negative=against)
+        if self.explained.classes:
+            return self.classifier.score(target, against=against)
+        size = int(np.prod(self.store.prediction.shape[1:]))
+        return self.classifier.number(np.eye(1, size, target)[0], negative=against)
 
     def _ranks(self, heatmap: NDArray[np.float64], order: str, region: int, row: int) -> Ranks:
         if order == "random":
@@ -246,15 +274,18 @@ class _Run:
             return np.array(self.feed.preprocess.bounds(), dtype=np.float64)
         return np.stack([picture.min(axis=(1, 2)), picture.max(axis=(1, 2))]).astype(np.float64)
 
-    def _explain(self, pictures: NDArray[np.floating], target: int, row: int | None = None) -> NDArray[np.float32]:
+    def _explain(
+        self, pictures: NDArray[np.floating], target: int | NDArray[np.float32], row: int | None = None
+    ) -> NDArray[np.float32]:
         """Relevance (n, C, H, W) by the store's composite; with a row, compared with what the store has there."""
         if self.explainer is None:
-            self.explainer = Explainer(self.graph, composite_of(self.store))
+            self.explainer = Explainer(self.graph, self.composite, output=self.explained.output)
+        wanted = target if isinstance(target, int) else fixed(target)
         given = np.moveaxis(pictures, 1, -1) if self.feed.channels_last else pictures
         step, found = self.feed.batch or 8, []
         for at in range(0, len(given), step):
             part = given[at : at + step]
-            result = self.explainer.explain(self.feed.batch_of(part), target, seed=self.store.attrs["seed"])
+            result = self.explainer.explain(self.feed.batch_of(part), wanted, seed=self.store.attrs["seed"])
             found.append(result.relevance[self.feed.input].numpy()[: len(part)])
         relevance = self.feed.channels_first(np.concatenate(found))
         if row is not None:
@@ -270,23 +301,25 @@ class _Run:
 
     def shuffle(self, inputs: NDArray[np.floating], progress: Callable[[int, int], None]) -> None:
         assert self.explainer is not None
-        targets = self.samples["target"][self.rows[: len(inputs)]]
+        targets = np.stack([np.asarray(self.targets[row]) for row in self.rows[: len(inputs)]])
         if self.feed.batch:  # whole batches only: the last image fills the last one
             missing = -len(inputs) % self.feed.batch
             inputs = np.concatenate([inputs, inputs[-1:].repeat(missing, axis=0)])
-            targets = np.concatenate([targets, targets[-1:].repeat(missing)])
+            targets = np.concatenate([targets, targets[-1:].repeat(missing, axis=0)])
         how: dict[str, Any] = {
             "seed": self.seed,
             "channels_last": self.feed.channels_last,
             "batch_size": self.feed.batch or 8,
         }
-        given = inputs, targets.astype(np.int64)
+        given = inputs, targets
         self.layers = randomisation(self.explainer, *given, stages=self.steps, progress=progress, **how)
         if randomisation_verdict(self.layers).judgement != "bad":
             return
         for name in FOLLOWING:
             try:
-                stages = randomisation(Explainer(self.graph, name), *given, stages=2, **how)
+                stages = randomisation(
+                    Explainer(self.graph, name, output=self.explained.output), *given, stages=2, **how
+                )
             except (RuleError, UnsupportedOpError):  # such as a z-box for a model whose range of inputs is not known
                 continue
             if randomisation_verdict(stages).judgement == "good":

@@ -92,20 +92,20 @@ def write_evaluation(folder: Path, found: Evaluation, about: Mapping[str, Any]) 
     ]
     summary = {**about, "images": len(found.paths), "skipped": found.skipped, "verdicts": verdicts}
     (folder / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8")
-    panels = _panels(found)
+    panels = _panels(found, about["score"])
     if panels:
         title = f"Faithfulness of {about['composite']} heatmaps"
         subtitle = f"{about['model']}, mean of {len(found.paths)} images"
         save_png(line_panels(panels, title=title, subtitle=subtitle), folder / CHART)
 
 
-def _panels(found: Evaluation) -> list[Panel]:
+def _panels(found: Evaluation, score: str) -> list[Panel]:
     panels = []
     for metric, orders in found.curves.items():
         means = {_NAMES[order]: mean_curve(orders[order]) for order in _NAMES if order in orders}
         lines = {name: (one.fractions.tolist(), one.scores.tolist()) for name, one in means.items()}
         x_name = "share of the pixels " + ("put back" if metric == "insertion" else "replaced")
-        panels.append(Panel(_TITLES[metric], x_name, "mean probability of the explained class", lines))
+        panels.append(Panel(_TITLES[metric], x_name, f"mean of {score}", lines))
     if found.layers:
         depths = [float(one.layers) for one in found.layers]
         lines = {

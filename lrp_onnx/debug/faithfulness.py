@@ -29,12 +29,12 @@ BLUR = 5 / 224  # standard deviation of insertion's first picture, of the pictur
 
 
 class Classifier:
-    """A model as the metrics call it: pictures channels first in, probability of a class out.
+    """A model as the metrics call it: pictures channels first in, probability of a class out, or another number.
 
     Parameters
     ----------
     graph : Graph
-        With one input, and outputs (N, K).
+        With one input.
     output : str, optional
         The first by default.
     channels_last : bool
@@ -63,8 +63,8 @@ class Classifier:
         self._each = cut is not None and cut.op_type == "Sigmoid"  # every output is a probability by itself
         self._forward = make_forward(graph, [self.output], torch.float32, torch.device("cpu"))
 
-    def logits(self, images: Images) -> Floats:
-        """The model's output, (n, K), for pictures (n, C, H, W)."""
+    def outputs(self, images: Images) -> Floats:
+        """The model's output (n, …), in front of a last Softmax or Sigmoid, for pictures (n, C, H, W)."""
         given = np.moveaxis(images, 1, -1) if self.channels_last else images
         found = []
         for start in range(0, len(given), self._batch):
@@ -73,10 +73,32 @@ class Classifier:
             full = part if missing <= 0 else np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
             values = torch.from_numpy(np.ascontiguousarray(full, dtype=np.float32))
             found.append(self._forward({self._input: values})[self.output].numpy()[: len(part)])
-        outputs = np.concatenate(found).astype(np.float64)
+        return np.concatenate(found).astype(np.float64)
+
+    def logits(self, images: Images) -> Floats:
+        """The same of a model that tells classes apart, (n, K); DataError for another."""
+        outputs = self.outputs(images)
         if outputs.ndim != 2:
             raise DataError(f"{self.graph.name}: output '{self.output}' has shape {outputs.shape}; expected (N, K)")
         return outputs
+
+    def number(self, weights: NDArray[np.floating], *, negative: bool = False) -> Score:
+        """Σ weights · output, as a function of pictures: what heatmaps explain that are of no class.
+
+        Parameters
+        ----------
+        weights : (…)
+            Shaped as the output of one picture.
+        negative : bool
+            The number of the unchanged picture is below 0, and what made it so is looked for: give the opposite.
+        """
+        flat = (-1 if negative else 1) * np.asarray(weights, dtype=np.float64).ravel()
+
+        def explained(images: Images) -> Floats:
+            outputs = self.outputs(images)
+            return np.asarray(outputs.reshape(len(outputs), -1) @ flat)
+
+        return explained
 
     def score(self, target: int, *, against: bool = False) -> Score:
         """The probability of one class, as a function of pictures.
@@ -170,7 +192,7 @@ def removal_curve(
     Parameters
     ----------
     score : callable
-        Such as `Classifier.score` gives.
+        Such as `Classifier.score` or `Classifier.number` gives.
     image : (C, H, W)
     ranks : int (H, W)
         Of `relevance_ranks`.

@@ -204,7 +204,7 @@ def _matrices(images: Sequence[ImageResult], margin: float) -> dict[str, tuple[C
 
 def _parts(images: Sequence[ImageResult]) -> list[PartRow]:
     groups: dict[tuple[str, str], list[Carried]] = {}
-    classes = sorted({image.group for image in images})
+    classes = sorted({image.group for image in images} - {""})  # boxes and maps decide for none
     for group in [ALL_CLASSES, *classes]:
         for decision in DECISIONS.values():
             members = [i.carried for i in images if i.decision == decision and group in (ALL_CLASSES, i.group)]
@@ -232,7 +232,7 @@ def _summary(
     sources: dict[str, str],
 ) -> dict[str, Any]:
     decisions = {name: [image for image in images if image.decision == name] for name in DECISIONS.values()}
-    classes = sorted({image.group for image in images})
+    classes = sorted({image.group for image in images} - {""})  # boxes and maps decide for none
     overall = _matrices(images, rules["margin"])[ALL_CLASSES]
     return {
         **sources,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lrp_onnx.data import open_dataset
 from lrp_onnx.data.dataset import as_picture
+from lrp_onnx.debug.explained import of_classes
 from lrp_onnx.debug.regions import Mask, Region, Regions, Size
 from lrp_onnx.errors import DataError, StoreError
 from lrp_onnx.preprocess import Preprocess
@@ -86,6 +87,7 @@ class PlacedRegions:
         self._shape: tuple[int, int] = shape[1:]
         self._preprocess = Preprocess.from_json(store.preprocess) if store.preprocess else None
         self._classes, self._samples, self._sizes = store.classes, store.samples, regions.sizes
+        self._of_classes = of_classes(store)
         self._array_size = lru_cache(maxsize=1)(_array_picture_size)
         finished = store.done.tolist()
         by_image: dict[str, list[Region]] = {}
@@ -151,7 +153,8 @@ class PlacedRegions:
 
     def _wanted(self, row: int) -> str:
         """The class whose regions count; empty for any."""
-        known = (int(self._samples[column][row]) for column in ("label", "target"))
+        columns = ("label", "target") if self._of_classes else ("label",)
+        known = (int(self._samples[column][row]) for column in columns)
         index = next((number for number in known if number >= 0), None)
         if index is None:
             return ""

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from lrp_onnx.debug.alignment import similarity
 from lrp_onnx.engine import Explainer, Plan
 from lrp_onnx.graph import Graph
+from lrp_onnx.targets import fixed, from_one
 
 Floats = NDArray[np.float64]
 
@@ -108,8 +109,8 @@ def randomisation(
     explainer : Explainer
     inputs : (n, …), or dict of str to (n, …)
         As the model takes them; of a model with a fixed batch size a multiple of it.
-    targets : int (n,)
-        The output that each heatmap explains, throughout.
+    targets : int (n,), or float (n, …)
+        The output that each heatmap explains, throughout; or how much each element of the output counts in it.
     stages : int, optional
         At most so many models, evenly over the layers, with the last layer alone and all layers among them; left out,
         one for each layer.
@@ -138,7 +139,8 @@ def randomisation(
         for at in range(0, len(targets), batch_size):
             part = slice(at, at + batch_size)
             # from 1: a shuffled model's output may be negative, which would turn every rank around
-            result = current.explain({name: array[part] for name, array in arrays.items()}, targets[part], seed="one")
+            target = from_one(fixed(targets[part])) if targets.dtype.kind == "f" else targets[part]
+            result = current.explain({name: array[part] for name, array in arrays.items()}, target, seed="one")
             several = [one.cpu().numpy().astype(np.float64) for one in result.relevance.values()]
             rows = several[0] if len(several) == 1 else np.concatenate([r.reshape(len(r), -1) for r in several], axis=1)
             found.append(rows)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lrp_onnx.data.table import read_table
 from lrp_onnx.debug.alignment import move_back, similarity
+from lrp_onnx.debug.explained import of_classes
 from lrp_onnx.debug.heat_table import heat_table, most_columns
 from lrp_onnx.debug.variation_images import COLUMNS
 from lrp_onnx.debug.variations import ORIGINAL, Matrix
@@ -49,31 +50,37 @@ class Judged:
     ----------
     image, label, source, variation : str
         As in the manifest; the variation with its value.
-    predicted : int
-        Class index.
+    predicted : int or None
+        Class index; None where the heatmaps are of no classes.
     correct : int or None
         1 or 0.
     confidence : float or None
         Softmax probability of the true class (of one logit: its sigmoid).
-    kept : int
+    kept : int or None
         1 if the original gets the same class.
     rank, cosine : float or None
         Likeness of the heatmap to the original's, see `similarity`.
     valid : float
         Share of the model's input on which the heatmaps are compared.
+    loss : float or None
+        As `heatmaps` and `test` have it.
+    number : float or None
+        What the heatmap explains, where that is no class: a box's score, say, or a regressed number.
     """
 
     image: str
     label: str
     source: str
     variation: str
-    predicted: int
+    predicted: int | None
     correct: int | None
     confidence: float | None
-    kept: int
+    kept: int | None
     rank: float | None
     cosine: float | None
     valid: float
+    loss: float | None = None
+    number: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +92,11 @@ class Summary:
     images: int
     accuracy: float | None
     confidence: float | None
-    kept: float
+    kept: float | None
     rank: float | None
     cosine: float | None
+    loss: float | None = None
+    number: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,8 @@ class Stability:
     summaries : tuple of Summary
         By class, then variation; `ALL` classes first.
     worst : tuple of str
-        A sentence for each class and variation that costs most right answers (without labels: decisions).
+        A sentence for each class and variation that costs most right answers (without labels: decisions; where there
+        are none of those: that changes heatmaps most).
     notes : tuple of str
     """
 
@@ -208,7 +218,7 @@ def _judge(
     if store.preprocess is None or store.attribution.ndim != 4:
         raise DataError(f"{store.path}: holds no heatmaps of pictures, or not how pictures became inputs")
     preprocess = Preprocess.from_json(store.preprocess)
-    samples = store.samples
+    samples, numbers = store.samples, _numbers(store)
     row_of = {str(path): row for row, path in enumerate(samples["path"]) if samples["done"][row]}
     if not any(picture.path in row_of for picture in pictures):
         raise DataError(
@@ -227,21 +237,35 @@ def _judge(
             relevance = reduce_channels(store.attribution[row])
             moved, valid = move_back(relevance, picture.homography, original.size, picture.size, preprocess)
             rank, cosine = similarity(heatmap, moved, valid, deviation)
-            predicted, correct = int(samples["predicted"][row]), int(samples["correct"][row])
+            correct = int(samples["correct"][row])
+            predicted, before = (int(samples["predicted"][at]) for at in (row, original_row))
+            classes = numbers is None
             yield Judged(
                 picture.image,
                 picture.label,
                 picture.source,
                 picture.variation,
-                predicted,
+                predicted if classes else None,
                 correct if correct >= 0 else None,
-                _confidence(store.prediction[row], int(samples["label"][row])),
-                int(predicted == samples["predicted"][original_row]),
+                _confidence(store.prediction[row], int(samples["label"][row])) if classes else None,
+                int(predicted == before) if classes else None,
                 _known(rank),
                 _known(cosine),
                 float(valid.mean()),
+                _known(samples["loss"][row]),
+                None if numbers is None else _known(numbers[row]),
             )
         progress(done, len(pictures))
+
+
+def _numbers(store: HeatmapStore) -> NDArray[np.floating] | None:
+    """What each heatmap explains, (N,), NaN where that is not recorded; None where heatmaps are of classes."""
+    if of_classes(store):
+        return None
+    recorded = store.conservation
+    if recorded is None or store.attrs["seed"] != "logit":
+        return np.full(len(store), np.nan)
+    return recorded[1][:, -1]  # the sum of the relevance at the output, where it starts
 
 
 def _confidence(logits: NDArray[np.floating], label: int) -> float | None:
@@ -263,10 +287,9 @@ def summarise(judged: Sequence[Judged], variations: Sequence[str]) -> Iterator[S
         for variation in variations:
             group = [one for one in judged if one.variation == variation and label in (ALL, one.label)]
             if group:
-                kept = float(np.mean([one.kept for one in group]))
-                accuracy, confidence = _mean(one.correct for one in group), _mean(one.confidence for one in group)
-                rank, cosine = _mean(one.rank for one in group), _mean(one.cosine for one in group)
-                yield Summary(label, variation, len(group), accuracy, confidence, kept, rank, cosine)
+                names = ("correct", "confidence", "kept", "rank", "cosine", "loss", "number")
+                means = (_mean(getattr(one, name) for one in group) for name in names)
+                yield Summary(label, variation, len(group), *means)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -275,31 +298,41 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def worst_rows(summaries: Sequence[Summary]) -> Iterator[str]:
-    """A sentence for each class and variation that costs right answers, or decisions; the most costly first."""
+    """A sentence for each class and variation that costs right answers, or decisions; the most costly first.
+
+    Where there are neither, by how much heatmaps change.
+    """
     before = {one.label: one for one in summaries if one.variation == ORIGINAL}
     classes = {one.label for one in summaries} - {ALL} or {ALL}
 
     def cost(one: Summary) -> float:
         original = before[one.label]
         if one.accuracy is None or original.accuracy is None:
-            return 1 - one.kept
+            like = one.kept if one.kept is not None else one.rank
+            return 1.0 if like is None else 1 - like
         return original.accuracy - one.accuracy
 
     rows = [one for one in summaries if one.label in classes and one.variation != ORIGINAL and cost(one) > 0]
     rows.sort(key=lambda one: (-cost(one), -one.images, 1.0 if one.rank is None else one.rank))
     for one in rows[:_MOST_SENTENCES]:
-        right = ""
+        said, original = [], before[one.label]
         if one.accuracy is not None:
-            right = f"{one.accuracy:.0%} right instead of {before[one.label].accuracy:.0%}, "
-        like = "" if one.rank is None else f", heatmap rank correlation {one.rank:.2f}"
+            said.append(f"{one.accuracy:.0%} right instead of {original.accuracy:.0%}")
+        if one.kept is not None:
+            said.append(f"{one.kept:.0%} of decisions kept")
+        if one.rank is not None:
+            said.append(f"heatmap rank correlation {one.rank:.2f}")
+        if one.number is not None and original.number is not None:
+            said.append(f"number explained {one.number:.4g} instead of {original.number:.4g}")
         images = f"{one.images} image{'' if one.images == 1 else 's'}"
-        yield f"{one.label}, {one.variation}: {right}{one.kept:.0%} of decisions kept{like} ({images})"
+        yield f"{one.label}, {one.variation}: {', '.join(said)} ({images})"
 
 
 def _chart(summaries: Sequence[Summary], variations: Sequence[str], about: str) -> NDArray[np.uint8]:
     """Rows are variations, columns classes: those that lose most where there is no room for all."""
     labelled = any(one.accuracy is not None for one in summaries)
-    quality = "accuracy" if labelled else "kept"
+    decided = labelled or any(one.kept is not None for one in summaries)
+    quality = "accuracy" if labelled else "kept" if decided else "rank"
     found = {(one.label, one.variation): one for one in summaries}
     labels = list(dict.fromkeys(one.label for one in summaries))
 
@@ -312,15 +345,14 @@ def _chart(summaries: Sequence[Summary], variations: Sequence[str], about: str) 
         return float(np.nanmean(values[0] - values)) if np.isfinite(values).any() else 0.0
 
     classes = sorted(labels[1:], key=lambda label: -loss(label))
-    room = most_columns(2) - 1
+    left = "accuracy: share of right answers" if labelled else "share of decisions kept"
+    shown = [(left, quality)] if decided else []
+    shown.append(("heatmap stability: rank correlation" if decided else "rank correlation", "rank"))
+    room = most_columns(len(shown)) - 1
     if len(classes) > room:
         about += f"; the {room} of {len(classes)} classes that lose most, all others in {TABLE}"
     columns = [ALL, *sorted(classes[:room])] if len(classes) != 1 else classes
-    left = "accuracy: share of right answers" if labelled else "share of decisions kept"
-    tables = [
-        (heading, np.array([numbers(label, name) for label in columns]).T)
-        for heading, name in ((left, quality), ("heatmap stability: rank correlation", "rank"))
-    ]
+    tables = [(heading, np.array([numbers(label, name) for label in columns]).T) for heading, name in shown]
     return heat_table(tables, variations, columns, title="Stability under variations", subtitle=about)
 
 

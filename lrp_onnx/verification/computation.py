@@ -9,6 +9,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from lrp_onnx.engine.analysis import ROUNDING
 from lrp_onnx.errors import LrpOnnxError, ModelError, UnsupportedOpError
 from lrp_onnx.forward import TorchForward, to_tensor
 from lrp_onnx.graph import Graph, Node
@@ -20,7 +21,9 @@ from lrp_onnx.verification.samples import Samples, chosen
 
 # Largest difference over the largest value, for which a check passes, and beyond which it fails
 EXACT, WRONG = 1e-4, 1e-2
-EXACT_HALF, WRONG_HALF = 2e-2, 0.2  # of a model that computes in float16 or bfloat16
+# Of a model that computes in float16 or bfloat16; and of one that rounds activations to 8 bits, where a number next to
+# the border of two levels goes to either: a level is up to 1/128 of the largest value
+EXACT_ROUGH, WRONG_ROUGH = 2e-2, 0.2
 _HALF = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 _FLOATS = _HALF | {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE}
 _SHOWN = 3  # of the worst
@@ -40,7 +43,8 @@ def check_canonical(graph: Graph, samples: Samples) -> Check:
     """The canonical graph against the model as it was loaded, both in ONNX Runtime without its own rewriting."""
     if graph.original is None:
         return Check("canonical", "skip", "the graph has no original to compare with")
-    found = canonical_differences(graph, next(samples.parts()), inner=True)
+    part = next(samples.parts())
+    found = canonical_differences(graph, part, inner=True)
     outputs, inner = found[: len(graph.outputs)], found[len(graph.outputs) :]
     worst = max(outputs, key=lambda one: one.relative)
     numbers = {"absolute": worst.absolute, "relative": worst.relative}
@@ -49,6 +53,13 @@ def check_canonical(graph: Graph, samples: Samples) -> Check:
         deepest = max(inner, key=lambda one: one.relative)
         numbers["relative_inner"] = deepest.relative
         reason += f"; of {len(inner)} inner tensors the worst is '{deepest.tensor}', {deepest.relative:.1e}"
+    if _rounds(graph):
+        deployed = max(canonical_differences(graph, part, optimise=True), key=lambda one: one.relative)
+        numbers["relative_default"] = deployed.relative
+        reason += (
+            f"; as ONNX Runtime runs both by default, the model in integers, outputs are {deployed.relative:.1e} off"
+        )
+        found.append(deployed)
     judgement = _judge(graph, max(one.relative for one in found))
     return Check("canonical", judgement, reason, numbers | _each(outputs), _worst(found))
 
@@ -131,9 +142,13 @@ def _tensor(array: NDArray[np.generic]) -> torch.Tensor:
 
 
 def _judge(graph: Graph, relative: float) -> Judgement:
-    half = bool(_HALF.intersection(graph.dtypes.values()))
-    exact, wrong = (EXACT_HALF, WRONG_HALF) if half else (EXACT, WRONG)
+    rough = bool(_HALF.intersection(graph.dtypes.values())) or _rounds(graph)
+    exact, wrong = (EXACT_ROUGH, WRONG_ROUGH) if rough else (EXACT, WRONG)
     return "pass" if relative <= exact else "warn" if relative <= wrong else "fail"
+
+
+def _rounds(graph: Graph) -> bool:
+    return any(node.op_type in ROUNDING for node in graph.nodes)
 
 
 def _each(outputs: list[Difference]) -> dict[str, float]:

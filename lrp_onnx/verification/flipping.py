@@ -25,8 +25,7 @@ from lrp_onnx.debug.faithfulness import (
     road,
 )
 from lrp_onnx.engine import Explainer
-from lrp_onnx.errors import DataError
-from lrp_onnx.verification.relevance import walk
+from lrp_onnx.verification.relevance import Targets, values_of, walk
 from lrp_onnx.verification.report import Check, Judgement
 from lrp_onnx.verification.samples import Samples
 
@@ -36,29 +35,28 @@ STEPS = 10  # of a curve
 def check_faithfulness(
     explainer: Explainer,
     samples: Samples,
-    targets: NDArray[np.int64],
+    targets: Targets,
     *,
+    classes: bool,
     seed: int = 0,
     progress: Callable[[int, int], None],
 ) -> Check:
     """Pixels (or numbers, where the input is no picture) become noise, the most relevant first, or in random order.
 
+    What should fall is the probability of the explained class, or else (`classes` is False) the number explained.
     Where that is no worse than chance, once more with what their surroundings let expect (ROAD), or, of other inputs,
     the mean of the samples, for noise may be what the model looks for.
     """
     if samples.random:
         return _skip("needs DATA: how a model takes noise says nothing of its heatmaps")
-    if samples.regression:
-        return _skip("the data has numbers to predict; it needs a score per class")
     if len(samples.arrays) != 1:
         return _skip(f"the model has {len(samples.arrays)} inputs; it is for one")
     if explainer.plan.ids.intersection(samples.arrays):
         return _skip("the input holds ids; there is no noise between them")
-    flipping = _Flipping(explainer, samples, targets, seed, progress)
-    try:
-        noisy = flipping.verdict("flipping")
-    except DataError as error:
-        return _skip(f"it needs a score per class; {error}")
+    flipping = _Flipping(explainer, samples, targets, classes, seed, progress)
+    if not flipping.rows:
+        return _skip("the explained numbers are 0, which cannot fall")
+    noisy = flipping.verdict("flipping")
     if noisy.judgement == "good":
         return Check("faithfulness", "pass", noisy.sentence, noisy.numbers)
     # noise is no neutral value: on a dark ground it covers whatever it hits, the strokes of a digit least of all
@@ -75,7 +73,8 @@ class _Flipping:
 
     explainer: Explainer
     samples: Samples
-    targets: NDArray[np.int64]
+    targets: Targets
+    classes: bool
     seed: int
     progress: Callable[[int, int], None]
 
@@ -101,8 +100,19 @@ class _Flipping:
         return pictures if self.of_pictures else pictures.reshape(len(pictures), *self.inputs.shape[1:])
 
     @cached_property
-    def logits(self) -> NDArray[np.float64]:
-        return self.classifier.logits(self._as_inputs(self.pictures))
+    def outputs(self) -> NDArray[np.float64]:
+        """(n, elements)"""
+        return self.classifier.outputs(self._as_inputs(self.pictures)).reshape(len(self.inputs), -1)
+
+    @cached_property
+    def numbers(self) -> NDArray[np.float64]:
+        """What was explained of each sample, (n,)."""
+        return values_of(self.outputs, self.targets[: len(self.inputs)])
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """The samples that have a score to fall."""
+        return [row for row, number in enumerate(self.numbers) if self.classes or number]
 
     @cached_property
     def heatmaps(self) -> NDArray[np.float64]:
@@ -120,9 +130,8 @@ class _Flipping:
 
     def verdict(self, metric: Literal["flipping", "road", "deletion"]) -> Verdict:
         curves: dict[str, list[Curve]] = {"most": [], "random": []}
-        for row, heatmap in enumerate(self.heatmaps):
-            against = bool(self.logits.shape[1] == 1 and self.logits[row, 0] < 0)
-            probability = self.classifier.score(int(self.targets[row]), against=against)
+        for done, row in enumerate(self.rows, start=1):
+            heatmap, (probability, against) = self.heatmaps[row], self._explained(row)
             score: Score = partial(self._score, probability)
             edge = max(1, round(REGION * min(heatmap.shape))) if metric == "flipping" else 1
             ties = np.random.default_rng((self.seed, row))
@@ -132,8 +141,18 @@ class _Flipping:
             }
             for order, first in ranks.items():
                 curves[order].append(self._curve(metric, score, row, first))
-            self.progress(row + 1, len(self.inputs))
+            self.progress(done, len(self.rows))
         return removal_verdict(metric, curves)
+
+    def _explained(self, row: int) -> tuple[Score, bool]:
+        """The score that should fall, and whether relevance below 0 speaks for it."""
+        target = self.targets[row]
+        if self.classes:
+            against = bool(self.outputs.shape[1] == 1 and self.numbers[row] < 0)
+            return self.classifier.score(int(target), against=against), against
+        negative = bool(self.numbers[row] < 0)
+        weights = np.eye(1, self.outputs.shape[1], int(target))[0] if self.targets.dtype.kind == "i" else target
+        return self.classifier.number(weights, negative=negative), negative
 
     def _score(self, probability: Score, pictures: Images) -> NDArray[np.float64]:
         return probability(self._as_inputs(pictures))

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lrp_onnx.debug.evaluation_verdicts import FOLLOWS, STILL_ALIKE
 from lrp_onnx.debug.randomisation import randomisation, weights_of
 from lrp_onnx.engine import Explainer
 from lrp_onnx.errors import RuleError
 from lrp_onnx.rules import KINDS, Composite, composite
+from lrp_onnx.verification.relevance import Targets
 from lrp_onnx.verification.report import Check, Judgement
 from lrp_onnx.verification.samples import Samples
 
@@ -26,7 +26,7 @@ INSTEAD = ("epsilon-gamma-box", "attnlrp", "epsilon")  # composites that follow 
 def check_randomisation(
     explainer: Explainer,
     samples: Samples,
-    targets: NDArray[np.int64],
+    targets: Targets,
     *,
     seed: int = 0,
     progress: Callable[[int, int], None],
@@ -83,7 +83,7 @@ def _advice(follower: str, measured: Mapping[str, float], last: float, follows: 
 def _ranks(
     explainer: Explainer,
     samples: Samples,
-    targets: NDArray[np.int64],
+    targets: Targets,
     stages: int,
     seed: int,
     progress: Callable[[int, int], None],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrp_onnx.engine import Explainer
-from lrp_onnx.engine.seed import Seed
+from lrp_onnx.engine.seed import Seed, Target
+from lrp_onnx.heatmap_run import absorbed
+from lrp_onnx.judging import require_rows
 from lrp_onnx.rules import Composite, find
+from lrp_onnx.targets import Chosen, fixed, from_one
 from lrp_onnx.verification.report import Check, Judgement
 from lrp_onnx.verification.samples import Samples, chosen
 
@@ -22,6 +26,9 @@ STABILISED = 1e-2  # share of the relevance that stabilisers may take before it 
 SAME, OTHER = 0.999, 0.9  # cosines between the heatmaps of float32 and float64
 TINY_EPS = 1e-12  # a stabiliser that takes next to nothing, so that what is still lost was lost by a rule
 _ABSORBING = {"eps": TINY_EPS, "factor": 0.0}  # parameters by which rules absorb on purpose
+# What a batch is explained for, from its rows and its inputs by name
+Aim = Callable[[slice, Mapping[str, NDArray[np.generic]]], Target]
+Targets = NDArray[Any]  # int (n,), or float (n, …)
 _NO_DECOMPOSITION = {"gradient", "guided", "deconvnet"}
 _SHOWN = 3
 
@@ -52,42 +59,58 @@ class Walks:
     Attributes
     ----------
     relevance : (n, elements of all inputs)
-    targets : (n,)
-        Index of the explained output.
+    targets : int (n,), or float (n, …)
+        Index of the explained element of the output; where several are explained, how much each counts.
     outputs : (n,)
-        Its value.
+        Its value, or theirs by what they count.
+    shape : tuple of int
+        Of one sample's output.
     flows : dict of str to _Flow
         By node, from the output down.
     """
 
     relevance: NDArray[np.float64]
-    targets: NDArray[np.int64]
+    targets: Targets
     outputs: NDArray[np.float64]
+    shape: tuple[int, ...]
     flows: dict[str, _Flow]
 
 
 def walk(
     explainer: Explainer,
     samples: Samples,
-    targets: NDArray[np.int64] | None = None,
+    targets: Targets | None = None,
     *,
+    aim: Aim | None = None,
     seed: Seed = "one",
     first: bool = False,
 ) -> Walks:
-    """Explain samples for the predicted output, or the given one; with `first` the first batch alone.
+    """Explain samples for what an earlier walk explained, or what `aim` chooses; with `first` the first batch alone.
 
     From 1 unless `seed` says otherwise, because logits of either sign would cancel out in sums.
+
+    Raises
+    ------
+    DataError
+        The output has no row per sample.
     """
-    found, best, values, flows, done = [], [], [], dict[str, _Flow](), 0
+    found, chosen_in, values, flows, done = [], list[Targets](), [], dict[str, _Flow](), 0
     for part in samples.parts():
-        given = None if targets is None else targets[done : done + samples.batch]
-        result = explainer.explain(part, "predicted" if given is None else given, seed=seed)
+        rows = slice(done, done + samples.batch)
+        given: Target = aim(rows, part) if aim is not None else "predicted"
+        if targets is not None:
+            given = targets[rows] if targets.dtype.kind == "i" else fixed(targets[rows])
+        several = _Several(given, alike=seed == "one") if isinstance(given, Chosen) else None
+        result = explainer.explain(
+            part, given if several is None else several.chosen, labels=samples.labels[rows], seed=seed
+        )
+        count = len(next(iter(part.values())))
+        require_rows(explainer.graph.name, explainer.output, tuple(result.output.shape), count)
         done += samples.batch
-        relevance = [relevance.double().flatten(1) for relevance in _batched(result.relevance, len(result.output))]
+        relevance = [relevance.double().flatten(1) for relevance in _batched(result.relevance, count)]
         found.append(torch.cat(relevance, dim=1).cpu().numpy())
-        best.append(np.asarray(result.target))
-        output = result.output.double().flatten(1).cpu().numpy()
-        values.append(output[np.arange(len(output)), best[-1]])
+        chosen_in.append(np.asarray(result.target) if several is None else several.targets())
+        values.append(values_of(result.output.cpu().numpy(), chosen_in[-1]))
         for node in result.conservation:
             flow = flows.setdefault(node.node, _Flow(node.rule))
             flow.arrived += float(node.arrived)
@@ -95,7 +118,45 @@ def walk(
             flow.bias += float(node.bias)
         if first:
             break
-    return Walks(np.concatenate(found), np.concatenate(best), np.concatenate(values), flows)
+    shape = tuple(result.output.shape[1:])
+    if len({one.dtype.kind for one in chosen_in}) > 1:  # a map, say, of which one batch shows a single pixel
+        chosen_in = [_weights(one, shape) for one in chosen_in]
+    return Walks(np.concatenate(found), np.concatenate(chosen_in), np.concatenate(values), shape, flows)
+
+
+class _Several:
+    """A target that may be of several elements, and what it chose."""
+
+    def __init__(self, chosen: Chosen, alike: bool) -> None:
+        self._inner = chosen
+        kept = Chosen(chosen.text, self._keep)
+        self.chosen = from_one(kept) if alike else kept
+
+    def _keep(self, output: Tensor, valid: Tensor | None) -> Tensor:
+        self._weights = self._inner.weights(output, valid)
+        return self._weights
+
+    def targets(self) -> Targets:
+        flat = self._weights.flatten(1)
+        if bool(((flat == 1).sum(dim=1) == 1).all()) and bool(((flat != 0).sum(dim=1) == 1).all()):
+            return flat.argmax(dim=1).cpu().numpy()
+        return self._weights.float().cpu().numpy()
+
+
+def _weights(targets: Targets, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    if targets.dtype.kind == "f":
+        return targets.astype(np.float32, copy=False)
+    ones = np.zeros((len(targets), int(np.prod(shape))), np.float32)
+    ones[np.arange(len(targets)), targets] = 1
+    return ones.reshape(-1, *shape)
+
+
+def values_of(output: NDArray[np.floating], targets: Targets) -> NDArray[np.float64]:
+    """What targets explain of outputs (n, …), (n,)."""
+    flat = output.reshape(len(output), -1).astype(np.float64)
+    if targets.dtype.kind == "i":
+        return np.asarray(flat[np.arange(len(flat)), targets])
+    return np.asarray((flat * targets.reshape(flat.shape)).sum(axis=1))
 
 
 def _batched(relevance: dict[str, Tensor], count: int) -> list[Tensor]:
@@ -111,6 +172,9 @@ def check_conservation(explainer: Explainer, walks: Walks, samples: Samples) -> 
     if composite.gradient:
         reason = f"{composite.name} is a gradient: it is no share of the output, so that nothing is conserved"
         return Check("conservation", "skip", reason)
+    if not walks.outputs.any():
+        reason = "the explained outputs are 0: there is nothing to share out, and every heatmap is 0"
+        return Check("conservation", "fail", reason)
     bare = Explainer(explainer.graph, _bare(composite), dtype="float64", output=explainer.output)
     exact = walk(bare, samples, walks.targets, first=True).flows
     start = next(iter(flows.values())).arrived
@@ -122,7 +186,7 @@ def check_conservation(explainer: Explainer, walks: Walks, samples: Samples) -> 
     leak = max(worst.values(), default=0.0)
     numbers = {"input": reached, "biases": biases, "lost": lost, "leak": leak}
     if np.isfinite(list(numbers.values())).all():
-        judgement, reason = _judge(walks, exact, worst, numbers)
+        judgement, reason = _judge(exact, worst, numbers)
     else:
         bad = [name for name, flow in flows.items() if not np.isfinite([flow.arrived, flow.handed]).all()]
         judgement, reason = "fail", f"relevance is NaN or infinite at {chosen(bad)}"
@@ -130,18 +194,18 @@ def check_conservation(explainer: Explainer, walks: Walks, samples: Samples) -> 
 
 
 def _judge(
-    walks: Walks, exact: Mapping[str, _Flow], worst: Mapping[str, float], numbers: Mapping[str, float]
+    exact: Mapping[str, _Flow], worst: Mapping[str, float], numbers: Mapping[str, float]
 ) -> tuple[Judgement, str]:
     account = (
         f"{_percent(numbers['input'])} of the relevance reached the input, biases took {_percent(numbers['biases'])}, "
         f"{numbers['lost']:.1e} is lost"
     )
+    if advice := absorbed(numbers["biases"]):
+        account += f" ({advice})"
     node = next(iter(worst), "")
     where = f"at '{node}' (rule {exact[node].rule})" if node else "nowhere"
     gradients = [name for name, flow in exact.items() if flow.rule in _NO_DECOMPOSITION]
     leak = _percent(numbers["leak"])
-    if not walks.outputs.any():
-        return "fail", "the explained outputs are 0: there is nothing to share out, and every heatmap is 0"
     if numbers["leak"] > LEAKS:
         return "fail", f"{leak} of what arrived {where} is lost or invented, by neither bias nor stabiliser; {account}"
     if gradients:

@@ -38,7 +38,7 @@ class Verification:
 
     Attributes
     ----------
-    model, composite, output : str
+    model, composite, output, target : str
         What was verified.
     samples : int
         On how many samples.
@@ -52,6 +52,7 @@ class Verification:
     model: str
     composite: str
     output: str
+    target: str
     samples: int
     random: bool
     checks: tuple[Check, ...]

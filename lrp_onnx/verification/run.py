@@ -7,11 +7,15 @@ from collections.abc import Callable
 
 import onnx
 
+from lrp_onnx.batch_axis import batch_first
 from lrp_onnx.engine import DEFAULT_COMPOSITE, Explainer
 from lrp_onnx.errors import DataError, ModelError, UnsupportedOpError
 from lrp_onnx.graph import Graph, load
+from lrp_onnx.losses import Loss
 from lrp_onnx.ops import find, label
 from lrp_onnx.rules import Composite
+from lrp_onnx.targets import Chosen
+from lrp_onnx.verification.aim import aim_at, of_class
 from lrp_onnx.verification.computation import check_canonical, check_forward, runs
 from lrp_onnx.verification.flipping import check_faithfulness
 from lrp_onnx.verification.following import check_randomisation
@@ -27,8 +31,11 @@ def verify(
     data: Data | None = None,
     *,
     composite: str | Composite = DEFAULT_COMPOSITE,
+    target: str | int | Chosen = "predicted",
     samples: int = SAMPLES,
     output: str | None = None,
+    vocabulary: str | os.PathLike[str] | None = None,
+    loss: Loss | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Verification:
@@ -45,10 +52,16 @@ def verify(
         What the model is for; without it random inputs are used, and faithfulness is skipped.
     composite : str or Composite
         What the heatmaps are made by.
+    target : str, int or Chosen
+        What they explain, as `compute_heatmaps` takes it: "label", a class, "position:-1", "box:best", "worst" …
     samples : int
         At most so many, evenly over the data.
     output : str, optional
         Name of the output to explain; the first by default.
+    vocabulary : path-like, optional
+        For texts, see `open_texts`.
+    loss : {"mse", "mae", "landmarks"}, optional
+        By which "worst" is the farthest off.
     seed : int
         Of everything random; equal seeds give equal numbers.
     progress : callable, optional
@@ -64,11 +77,13 @@ def verify(
     >>> lrp_onnx.verify("model.onnx", "photos/").verdict                                # doctest: +SKIP
     'pass'
     """
-    graph = graph if isinstance(graph, Graph) else load(graph)
+    graph = batch_first(graph if isinstance(graph, Graph) else load(graph))
     explainer = Explainer(graph, composite, output=output)
-    taken = take_samples(graph, data, samples, seed)
+    taken = take_samples(graph, data, samples, seed, output=output, vocabulary=vocabulary)
     report = progress or (lambda check, done, total: None)
-    rough = walk(explainer, taken)
+    aim = aim_at(target, graph, explainer.output, taken, loss=loss, vocabulary=vocabulary)
+    rough = walk(explainer, taken, aim=aim)
+    classes = of_class(target, taken, rough.shape)
     own = sorted({label(node) for node in graph.nodes if node.domain and find(node)})
 
     def of(name: str, check: Callable[[], Check]) -> Check:
@@ -96,10 +111,14 @@ def verify(
         in_onnxruntime("forward", check_forward),
         *_in_float64(explainer, taken, rough, report),
         of("randomisation", lambda: check_randomisation(explainer, taken, rough.targets, seed=seed, progress=shuffled)),
-        of("faithfulness", lambda: check_faithfulness(explainer, taken, rough.targets, seed=seed, progress=flipped)),
+        of(
+            "faithfulness",
+            lambda: check_faithfulness(explainer, taken, rough.targets, classes=classes, seed=seed, progress=flipped),
+        ),
     )
-    name = explainer.composite.name
-    return Verification(graph.name, name, explainer.output, taken.count, taken.random, checks, taken.notes)
+    said = target.text if isinstance(target, Chosen) else str(target)
+    found = (graph.name, explainer.composite.name, explainer.output, said, taken.count, taken.random)
+    return Verification(*found, checks, taken.notes)
 
 
 def _in_float64(

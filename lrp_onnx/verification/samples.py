@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -15,10 +16,12 @@ from lrp_onnx.engine.analysis import looks_up
 from lrp_onnx.errors import DataError
 from lrp_onnx.graph import Graph
 from lrp_onnx.graph.model import TensorInfo
-from lrp_onnx.inputs import feed_for, open_both
+from lrp_onnx.inputs import Feed, feed_for, open_both
 from lrp_onnx.preprocess import Preprocess
 
 Data = Dataset | str | os.PathLike[str] | NDArray[np.generic] | Mapping[str, NDArray[np.generic]]
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 AT_ONCE = 2  # samples; in float64, with every inner tensor of them, more would not fit small machines
 _FREE = 32  # size of a free dimension that is not the batch, of random inputs
@@ -41,8 +44,12 @@ class Samples:
         Of pictures, if it is known.
     random : bool
         These are random numbers, no data.
-    regression : bool
-        The data has numbers to predict, and no classes.
+    labels : int64 (n,)
+        Class of each sample, -1 where none is known.
+    expected : (n, T) or None
+        Numbers to predict, where the data has those and no classes.
+    source : (Dataset, Feed) or None
+        Where the samples are from, if not from arrays.
     notes : tuple of str
         What was guessed.
     """
@@ -53,7 +60,9 @@ class Samples:
     channels_last: bool = False
     preprocess: Preprocess | None = None
     random: bool = False
-    regression: bool = False
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    expected: NDArray[np.floating] | None = None
+    source: tuple[Dataset, Feed] | None = None
     notes: tuple[str, ...] = ()
 
     def parts(self) -> Iterator[dict[str, NDArray[np.generic]]]:
@@ -63,8 +72,18 @@ class Samples:
             yield {name: a[at : at + self.batch] if a.ndim else a for name, a in self.arrays.items()}
 
 
-def take_samples(graph: Graph, data: Data | None, count: int, seed: int) -> Samples:
+def take_samples(
+    graph: Graph,
+    data: Data | None,
+    count: int,
+    seed: int,
+    *,
+    output: str | None = None,
+    vocabulary: str | os.PathLike[str] | None = None,
+) -> Samples:
     """At most `count` samples, evenly over the data; random numbers where there is no data.
+
+    Labels are of the named output, texts are read by the vocabulary, see `open_both`.
 
     Raises
     ------
@@ -79,7 +98,7 @@ def take_samples(graph: Graph, data: Data | None, count: int, seed: int) -> Samp
         data = {next(iter(graph.inputs)): data}
     if isinstance(data, Mapping):
         return _given(graph, data, count)
-    graph, dataset = open_both(graph, data, unlabelled=True)
+    graph, dataset = open_both(graph, data, unlabelled=True, output=output, vocabulary=vocabulary)
     feed = feed_for(graph, dataset)
     few = dataset.subset(_spread(len(dataset), count))
     batch = next(batches(few, feed.preprocess, len(few)))
@@ -91,7 +110,9 @@ def take_samples(graph: Graph, data: Data | None, count: int, seed: int) -> Samp
         feed.batch or AT_ONCE,
         feed.channels_last,
         feed.preprocess,
-        regression=dataset.targets is not None,
+        labels=_whole(batch.labels, feed.batch),
+        expected=None if batch.targets is None else _whole(batch.targets, feed.batch),
+        source=(few, feed),
         notes=(*feed.notes, *unread),
     )
 
@@ -159,7 +180,7 @@ def _typed(info: TensorInfo, values: NDArray[np.generic]) -> NDArray[np.generic]
     return values.astype(onnx.helper.tensor_dtype_to_np_dtype(info.elem_type), copy=False)
 
 
-def _whole(values: NDArray[np.generic], batch: int | None) -> NDArray[np.generic]:
+def _whole(values: NDArray[_Number], batch: int | None) -> NDArray[_Number]:
     """Whole batches: the last sample again where some are missing."""
     missing = -len(values) % (batch or 1)
     return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)]) if missing else values
