@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 	$(BIN)/lrp-onnx demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -77,7 +77,7 @@ def compete(
     return {name: (statistics.median(times[name]), statistics.median(paired[name])) for name in runs}
 
 
-def machine(threads: int, device: str) -> str:
+def machine(threads: int, device: str = "cpu") -> str:
     """One line on what the figures were measured on."""
     facts = Path("/proc/cpuinfo")
     models = [line.split(":")[1].strip() for line in facts.read_text().splitlines() if "model name" in line]
