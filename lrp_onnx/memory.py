@@ -7,14 +7,13 @@ import math
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from lrp_onnx.engine import Explainer
-from lrp_onnx.engine.analysis import bind_dimensions
-from lrp_onnx.engine.plan import known_shape
+from lrp_onnx.engine.plan import numbers_of_sample
 from lrp_onnx.side_by_side import MOST_WORKERS
 
 MOST_AT_A_TIME = 8  # larger batches are no faster for an image: layers leave the cores' caches
@@ -59,7 +58,7 @@ def _left_to_group(group: Path) -> int | None:
 
 
 def bytes_of_sample(
-    explainer: Explainer, inputs: Mapping[str, Collection[int]], recorded: Iterable[str] = (), itemsize: int = 4
+    explainer: Explainer, inputs: Mapping[str, Sequence[int]], recorded: Iterable[str] = (), itemsize: int = 4
 ) -> int:
     """Memory that each sample of a batch takes while it is explained, about.
 
@@ -73,14 +72,10 @@ def bytes_of_sample(
     itemsize : int
         Bytes of a recorded number.
     """
-    dimensions = bind_dimensions(explainer.graph, {name: (1, *shape) for name, shape in inputs.items()})
-
-    def size(names: Iterable[str]) -> int:
-        shapes = [known_shape(explainer.graph, name, dimensions) for name in names]
-        return sum(math.prod(shape) for shape in shapes if shape is not None)
-
-    wide = 4 if explainer.dtype == torch.float32 else 8
-    return _WORKSPACE * wide * size(explainer.plan.reads) + 2 * itemsize * size(recorded)
+    activations = numbers_of_sample(explainer.graph, explainer.plan.reads, inputs)
+    return _WORKSPACE * explainer.dtype.itemsize * activations + 2 * itemsize * numbers_of_sample(
+        explainer.graph, recorded, inputs
+    )
 
 
 def batch_that_fits(sample_bytes: int, device: torch.device, workers: int = 1) -> int:
@@ -105,7 +100,7 @@ def workers_that_fit(workers: int, batch: int, sample_bytes: int, device: torch.
 
 def division(
     explainer: Explainer,
-    inputs: Mapping[str, Collection[int]],
+    inputs: Mapping[str, Sequence[int]],
     samples: int,
     batch_size: int | None = None,
     *,

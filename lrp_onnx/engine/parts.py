@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrp_onnx.engine.analysis import bind_dimensions
-from lrp_onnx.engine.plan import Plan, known_shape
+from lrp_onnx.engine.plan import Plan, numbers_of_sample
 from lrp_onnx.graph import Graph
 from lrp_onnx.ops import find
 
@@ -86,9 +85,8 @@ def part_of(value: Any, rows: slice, n: int) -> Any:
 
 def most_at_once(plan: Plan, inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> int:
     """How many samples have room: those whose activations, as far as the walk reads them, take a fixed amount."""
-    dimensions = bind_dimensions(plan.graph, {name: (1, *tensor.shape[1:]) for name, tensor in inputs.items()})
-    shapes = [known_shape(plan.graph, name, dimensions) for name in plan.reads]
-    each = dtype.itemsize * sum(math.prod(shape) for shape in shapes if shape is not None)
+    shapes = {name: tensor.shape[1:] for name, tensor in inputs.items()}
+    each = dtype.itemsize * numbers_of_sample(plan.graph, plan.reads, shapes)
     return max(1, _BYTES.get(device.type, _BYTES_ON_ACCELERATORS) // max(1, each))
 
 

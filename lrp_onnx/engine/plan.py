@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from lrp_onnx import rules
 from lrp_onnx.engine.analysis import (
     INTEGERS,
     ROUNDING,
+    bind_dimensions,
     clip_bound,
     ids,
     looks_up,
@@ -109,6 +111,16 @@ def known_shape(graph: Graph, name: str, dimensions: Mapping[str, int]) -> tuple
         return None
     sizes = tuple(d if isinstance(d, int) else dimensions.get(d, -1) if d else -1 for d in shape)
     return None if -1 in sizes else sizes
+
+
+def numbers_of_sample(graph: Graph, names: Iterable[str], inputs: Mapping[str, Sequence[int]]) -> int:
+    """How many numbers these tensors hold for one sample, of inputs (by name) of these shapes without the batch.
+
+    Tensors whose shape is not known count nothing.
+    """
+    dimensions = bind_dimensions(graph, {name: (1, *shape) for name, shape in inputs.items()})
+    shapes = [known_shape(graph, name, dimensions) for name in names]
+    return sum(math.prod(shape) for shape in shapes if shape is not None)
 
 
 def build_plan(
