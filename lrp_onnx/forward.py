@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
@@ -35,6 +36,26 @@ def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Te
     return tensor
 
 
+class Constants:
+    """The constants of a model in torch, in one precision and on one device, each there once for all that read it.
+
+    It lives as long as one of these holds it: a rule may have made something of its own of it.
+    """
+
+    def __init__(self, graph: Graph, dtype: torch.dtype, device: torch.device) -> None:
+        self.graph, self.dtype, self.device = graph, dtype, device
+        self._made: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.graph.initializers
+
+    def __getitem__(self, name: str) -> Tensor:
+        made = self._made.get(name)
+        if made is None:
+            made = self._made[name] = to_tensor(self.graph.initializers[name], self.dtype, self.device)
+        return made
+
+
 def make_forward(
     graph: Graph,
     names: Iterable[str],
@@ -42,10 +63,12 @@ def make_forward(
     device: torch.device,
     *,
     channels_last: Collection[str] = (),
+    constants: Constants | None = None,
 ) -> Forward:
     """ONNX Runtime for float32 on the CPU; torch otherwise, and for ops that a user gave a meaning in torch alone.
 
-    ONNX Runtime gives the tensors (N, C, H, W) named in `channels_last` in that memory format.
+    ONNX Runtime gives the tensors (N, C, H, W) named in `channels_last` in that memory format. In torch, `constants` of
+    that precision and device are shared.
     """
     if device.type == "cpu" and dtype == torch.float32:
         try:
@@ -53,7 +76,7 @@ def make_forward(
         except ModelError:
             if not any(node.domain and find(node) for node in graph.nodes):
                 raise
-    return TorchForward(graph, names, dtype, device)
+    return TorchForward(graph, names, dtype, device, constants)
 
 
 class OnnxRuntimeForward:
@@ -93,7 +116,14 @@ class OnnxRuntimeForward:
 class TorchForward:
     """The same graph through `lrp_onnx.ops`, on any device, in float32 or float64."""
 
-    def __init__(self, graph: Graph, names: Iterable[str], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        names: Iterable[str],
+        dtype: torch.dtype,
+        device: torch.device,
+        constants: Constants | None = None,
+    ) -> None:
         self._names, self._dtype = list(names), dtype
         self._nodes: list[Node] = []  # those that the names depend on, in execution order
         wanted = set(self._names)
@@ -102,7 +132,8 @@ class TorchForward:
                 self._nodes.insert(0, node)
                 wanted.update(n for n in (*node.inputs, *node.captured) if n)
         self._branching = {node: _Branching(graph, node) for node in self._nodes if _is_branching(node)}
-        self._constants = {n: to_tensor(a, dtype, device) for n, a in graph.initializers.items() if n in wanted}
+        made = Constants(graph, dtype, device) if constants is None else constants
+        self._constants = {name: made[name] for name in graph.initializers if name in wanted}
         self._last_use = {
             name: i for i, node in enumerate(self._nodes) for name in (*node.inputs, *node.captured) if name
         }

@@ -16,7 +16,7 @@ from lrp_onnx.engine.parts import independent, most_at_once, part_of, ranges
 from lrp_onnx.engine.plan import Plan, Step, build_plan, known_shape
 from lrp_onnx.engine.seed import Seed, Target, make_seed, output_name
 from lrp_onnx.errors import DataError, RuleError, TargetError
-from lrp_onnx.forward import Forward, make_forward
+from lrp_onnx.forward import Constants, Forward, make_forward
 from lrp_onnx.graph import Graph, load
 
 Layers = Literal["input", "all"] | Sequence[str] | Callable[[str], bool]
@@ -77,7 +77,8 @@ class Explainer:
         except (RuntimeError, AssertionError) as error:
             raise DataError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
         self.output = output_name(self.graph, output)
-        self.plan: Plan = build_plan(self.graph, self.composite, self.output, dtype=self.dtype, device=self.device)
+        self._constants = Constants(self.graph, self.dtype, self.device)
+        self.plan: Plan = build_plan(self.graph, self.composite, self.output, self._constants)
         if at_once is not None and at_once < 1:
             raise DataError(f"at_once is {at_once}; expected 1 or more samples")
         self.at_once = at_once
@@ -169,7 +170,12 @@ class Explainer:
         names = self.plan.reads | recorded if self.composite.times_input else self.plan.reads
         if names not in self._forwards:
             self._forwards[names] = make_forward(
-                self.graph, sorted(names), self.dtype, self.device, channels_last=self.plan.pictures
+                self.graph,
+                sorted(names),
+                self.dtype,
+                self.device,
+                channels_last=self.plan.pictures,
+                constants=self._constants,
             )
         return self._forwards[names]
 

@@ -28,7 +28,7 @@ from lrp_onnx.engine.analysis import (
     zero_at_zero,
 )
 from lrp_onnx.errors import ModelError, RuleError, UnsupportedOpError
-from lrp_onnx.forward import TorchForward, to_tensor
+from lrp_onnx.forward import Constants, TorchForward
 from lrp_onnx.graph import Graph, Node
 from lrp_onnx.ops import Site, find, label
 
@@ -123,10 +123,8 @@ def numbers_of_sample(graph: Graph, names: Iterable[str], inputs: Mapping[str, S
     return sum(math.prod(shape) for shape in shapes if shape is not None)
 
 
-def build_plan(
-    graph: Graph, composite: rules.Composite, output: str, *, dtype: torch.dtype, device: torch.device
-) -> Plan:
-    """Choose and prepare the rule of every node on the path to `output`.
+def build_plan(graph: Graph, composite: rules.Composite, output: str, constants: Constants) -> Plan:
+    """Choose and prepare the rule of every node on the path to `output`; precision and device are those of `constants`.
 
     Raises
     ------
@@ -146,7 +144,7 @@ def build_plan(
         if node.captured or node.name in graph.refused:
             reason = graph.refused.get(node.name, "it holds a graph of its own")
             raise UnsupportedOpError(f"{graph.name}: {node} is on the relevance path and cannot be explained: {reason}")
-    return _Builder(graph, composite, path, dtype, device).build(output)
+    return _Builder(graph, composite, path, constants).build(output)
 
 
 def _kind(elem_type: int) -> str:
@@ -159,10 +157,10 @@ class _Builder:
         graph: Graph,
         composite: rules.Composite,
         path: Sequence[tuple[Node, tuple[int, ...]]],
-        dtype: torch.dtype,
-        device: torch.device,
+        constants: Constants,
     ) -> None:
-        self.graph, self.composite, self.dtype, self.device = graph, composite, dtype, device
+        self.graph, self.composite, self.constants = graph, composite, constants
+        self.dtype, self.device = constants.dtype, constants.device
         self.ids = ids(graph, list(path))
         self.nonnegative = nonnegative_tensors(graph)
         self.symbols = {d: 1 for info in graph.inputs.values() for d in info.shape or () if isinstance(d, str)}
@@ -205,11 +203,7 @@ class _Builder:
 
     def _site(self, node: Node, active: tuple[int, ...]) -> Site:
         op = find(node)
-        constants = {
-            p: to_tensor(self.graph.initializers[name], self.dtype, self.device)
-            for p, name in enumerate(node.inputs)
-            if name in self.graph.initializers
-        }
+        constants = {p: self.constants[name] for p, name in enumerate(node.inputs) if name in self.constants}
         if node.op_type in ("Conv", "ConvTranspose") and 1 in constants and self.dtype == torch.float32:
             constants[1] = _channels_last(constants[1])
         linear = op.linear(node, constants, active) if op and op.linear else None
@@ -305,7 +299,7 @@ class _Builder:
         if any(np.asarray(bound).dtype.kind not in "fiu" for bound in (low, high)) or np.any(np.greater(low, high)):
             raise RuleError(f"z-box: low is {low!r}, high is {high!r}; expected the lowest and highest input, numbers")
         name = site.node.inputs[site.active[0]]
-        forward = TorchForward(self.graph, [name], self.dtype, self.device)
+        forward = TorchForward(self.graph, [name], self.dtype, self.device, self.constants)
         ends = [forward({n: self._filled(n, bound) for n in self.graph.inputs})[name] for bound in (low, high)]
         return torch.minimum(*ends), torch.maximum(*ends)
 
