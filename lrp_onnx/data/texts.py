@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +21,43 @@ if TYPE_CHECKING:
 TEXT_COLUMN, SECOND_COLUMN = "text", "text2"
 MOST_TOKENS = 512
 Shape = tuple[int | str | None, ...] | None
+Role = Literal["ids", "mask", "types", "positions"]
+_MASK, _UNKNOWN, _PADDING = ("[MASK]", "<mask>"), ("[UNK]", "<unk>"), ("[PAD]", "<pad>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a vocabulary says of ids beside words.
+
+    Attributes
+    ----------
+    special : frozenset of int
+        What stands for no word: [CLS], [SEP], [MASK], padding …
+    neutral : (str, int) or None
+        The token, and its id, that says nothing in a word's place: the mask, or else the unknown word, or padding.
+    """
+
+    special: frozenset[int]
+    neutral: tuple[str, int] | None
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Of a file, see `open_vocabulary`."""
+        tokenizer = open_vocabulary(path)
+        known = {name: tokenizer.token_to_id(name) for name in (*_MASK, *_UNKNOWN, *_PADDING)}
+        added = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        neutral = next(((name, number) for name, number in known.items() if number is not None), None)
+        return cls(frozenset(added - {known[name] for name in _UNKNOWN}), neutral)
+
+
+def role_of(name: str) -> Role:
+    """What an input of a model of tokens takes, by its name."""
+    lower = name.lower()
+    if "mask" in lower:
+        return "mask"
+    if "type" in lower or "segment" in lower:
+        return "types"
+    return "positions" if "position" in lower else "ids"
 
 
 def is_text(path: str | os.PathLike[str]) -> bool:
@@ -65,7 +103,7 @@ def open_texts(
     tokenizer.enable_truncation(most)
     encoded = tokenizer.encode_batch(texts)
     length = most if isinstance(fixed, int) else max((len(one.ids) for one in encoded), default=0)
-    pad = next((i for i in map(tokenizer.token_to_id, ("[PAD]", "<pad>")) if i is not None), 0)
+    pad = next((i for i in map(tokenizer.token_to_id, _PADDING) if i is not None), 0)
     arrays = {name: _array(name, place, encoded, length, pad) for place, name in enumerate(inputs)}
     first, *others = arrays
     samples = [
@@ -136,12 +174,12 @@ def _read(
 
 def _array(name: str, place: int, encoded: Sequence[Encoding], length: int, pad: int) -> np.ndarray:
     """What an input takes, int64 (N, T); its name says what that is."""
-    lower, filler = name.lower(), 0
-    if "mask" in lower:
+    role, filler = role_of(name), 0
+    if role == "mask":
         rows = [one.attention_mask for one in encoded]
-    elif "type" in lower or "segment" in lower:
+    elif role == "types":
         rows = [one.type_ids for one in encoded]
-    elif "position" in lower:
+    elif role == "positions":
         rows = [list(range(length)) for _ in encoded]
     elif place == 0:
         rows, filler = [one.ids for one in encoded], pad

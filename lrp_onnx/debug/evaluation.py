@@ -172,6 +172,11 @@ class _Run:
         graph = batch_first(self.model if isinstance(self.model, Graph) else load(self.model))
         if graph.sha256 != store.attrs["model_sha256"]:
             raise StoreError(f"{store.path}: heatmaps of another model, {store.attrs['model']}, than {graph.name}")
+        if len(graph.inputs) > 1:
+            raise DataError(
+                f"{graph.name} has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}), and one picture is "
+                "evaluated; `lrp-onnx verify` follows several inputs, and tokens, on the data itself"
+            )
         preprocess = None if store.preprocess is None else Preprocess.from_json(store.preprocess)
         self.graph = graph if preprocess is None else describe(graph, preprocess)
         self.explained = explained_by(store, self.graph)

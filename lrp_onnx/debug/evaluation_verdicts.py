@@ -25,7 +25,7 @@ _WHAT = {
 }
 _BETTER = "the heatmaps find what the model uses"
 _WORSE = "the heatmaps are no better than chance"
-_UNCLEAR = "too few images, or too small a difference, to tell"
+_UNCLEAR = "too few samples, or too small a difference, to tell"
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,20 @@ class Verdict:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def removal_verdict(metric: str, curves: Mapping[str, Sequence[Curve]]) -> Verdict:
-    """Of flipping, road or deletion: curves of all images by order, "most", "random", and for road "least"."""
+def removal_verdict(metric: str, curves: Mapping[str, Sequence[Curve]], what: str = "") -> Verdict:
+    """Of flipping, road or deletion: curves of all images by order, "most", "random", and for road "least".
+
+    `what` says in words what is done, where inputs are no pictures, with {first} and {share} in it.
+    """
     means = {order: mean_curve(some) for order, some in curves.items()}
     losses = {order: mean.loss_at(SHARE) for order, mean in means.items()}
     difference = _areas(curves["random"]) - _areas(curves["most"])
     judgement, better = _beats_chance(difference)
-    what = _WHAT[metric].format(first="most relevant", share=_percent(SHARE))
+    what = (what or _WHAT[metric]).format(first="most relevant", share=_percent(SHARE))
     least = f"; the least relevant {_change(losses['least'])}" if "least" in losses else ""
     sentence = f"{what} {_change(losses['most'])} of the score{least}; random order {_change(losses['random'])}"
     numbers = {f"area_{order}": float(_areas(some).mean()) for order, some in curves.items()}
-    if metric == "flipping":
+    if metric != "road":  # whose shares are not evenly spaced
         numbers |= {f"aopc_{order}": float(np.mean([one.aopc for one in some])) for order, some in curves.items()}
     numbers |= {f"loss_{order}": loss for order, loss in losses.items()}
     return Verdict(metric, judgement, f"{sentence}: {better}", numbers)
@@ -138,7 +141,7 @@ def _beats_chance(differences: Floats) -> tuple[Judgement, str]:
     from scipy.stats import wilcoxon
 
     known = differences[np.isfinite(differences)]
-    better = f"on {int((known > 0).sum())} of {len(known)} images more than chance"
+    better = f"on {int((known > 0).sum())} of {len(known)} samples more than chance"
     if not known.any():
         return "bad", f"{better}, {_WORSE}"
     p = float(wilcoxon(known, alternative="greater").pvalue)

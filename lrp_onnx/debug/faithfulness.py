@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ Image = NDArray[np.floating]  # (C, H, W)
 Floats = NDArray[np.float64]
 Ranks = NDArray[np.int64]  # (H, W)
 Score = Callable[[Images], Floats]  # of pictures, (n, C, H, W), one number each, (n,)
+Inputs = Images | Mapping[str, NDArray[np.generic]]  # pictures, or all that a model takes by name, each (n, …)
 First = Literal["most", "least"]
 
 STEPS = 20
@@ -31,58 +32,67 @@ BLUR = 5 / 224  # standard deviation of insertion's first picture, of the pictur
 class Classifier:
     """A model as the metrics call it: pictures channels first in, probability of a class out, or another number.
 
+    What takes pictures also takes every input of the model by name, as the model has it: there may be several, of any
+    kind.
+
     Parameters
     ----------
     graph : Graph
-        With one input.
     output : str, optional
         The first by default.
     channels_last : bool
         The model takes (N, H, W, C).
     batch_size : int
         Pictures at a time, if the model leaves it free.
-
-    Raises
-    ------
-    DataError
-        The model has several inputs.
     """
 
     def __init__(
         self, graph: Graph, *, output: str | None = None, channels_last: bool = False, batch_size: int = 16
     ) -> None:
-        if len(graph.inputs) != 1:
-            raise DataError(f"{graph.name} has {len(graph.inputs)} inputs; expected one, a picture")
         self.graph, self.channels_last = graph, channels_last
         self.output = output or next(iter(graph.outputs))
-        ((self._input, info),) = graph.inputs.items()
-        fixed = (info.shape or (None,))[0]
-        self._fixed = fixed if isinstance(fixed, int) else None
+        sizes = [info.shape[0] for info in graph.inputs.values() if info.shape]
+        self._fixed = next((size for size in sizes if isinstance(size, int)), None)
         self._batch = self._fixed or batch_size
         cut = graph.cuts.get(self.output)
         self._each = cut is not None and cut.op_type == "Sigmoid"  # every output is a probability by itself
         self._forward = make_forward(graph, [self.output], torch.float32, torch.device("cpu"))
 
-    def outputs(self, images: Images) -> Floats:
-        """The model's output (n, …), in front of a last Softmax or Sigmoid, for pictures (n, C, H, W)."""
-        given = np.moveaxis(images, 1, -1) if self.channels_last else images
-        found = []
-        for start in range(0, len(given), self._batch):
-            part = given[start : start + self._batch]
-            missing = (self._fixed or 0) - len(part)
-            full = part if missing <= 0 else np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-            values = torch.from_numpy(np.ascontiguousarray(full, dtype=np.float32))
-            found.append(self._forward({self._input: values})[self.output].numpy()[: len(part)])
+    def outputs(self, images: Inputs) -> Floats:
+        """The model's output (n, …), in front of a last Softmax or Sigmoid, for pictures (n, C, H, W).
+
+        Raises
+        ------
+        DataError
+            The model has several inputs, and they are not given by name.
+        """
+        given = images if isinstance(images, Mapping) else self._by_name(images)
+        count, found = max(len(values) for values in given.values() if values.ndim), []
+        for start in range(0, count, self._batch):
+            part = {name: self._full(v[start : start + self._batch]) if v.ndim else v for name, v in given.items()}
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in part.items()}
+            found.append(self._forward(tensors)[self.output].numpy()[: count - start])
         return np.concatenate(found).astype(np.float64)
 
-    def logits(self, images: Images) -> Floats:
+    def _by_name(self, images: Images) -> dict[str, NDArray[np.generic]]:
+        if len(self.graph.inputs) != 1:
+            raise DataError(f"{self.graph.name} has {len(self.graph.inputs)} inputs; expected one, a picture")
+        values = np.moveaxis(images, 1, -1) if self.channels_last else images
+        return {next(iter(self.graph.inputs)): values.astype(np.float32)}
+
+    def _full(self, part: NDArray[np.generic]) -> NDArray[np.generic]:
+        """A whole batch, where the model takes no other: the last picture again."""
+        missing = (self._fixed or 0) - len(part)
+        return part if missing <= 0 else np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+
+    def logits(self, images: Inputs) -> Floats:
         """The same of a model that tells classes apart, (n, K); DataError for another."""
         outputs = self.outputs(images)
         if outputs.ndim != 2:
             raise DataError(f"{self.graph.name}: output '{self.output}' has shape {outputs.shape}; expected (N, K)")
         return outputs
 
-    def number(self, weights: NDArray[np.floating], *, negative: bool = False) -> Score:
+    def number(self, weights: NDArray[np.floating], *, negative: bool = False) -> Callable[[Inputs], Floats]:
         """Σ weights · output, as a function of pictures: what heatmaps explain that are of no class.
 
         Parameters
@@ -94,13 +104,13 @@ class Classifier:
         """
         flat = (-1 if negative else 1) * np.asarray(weights, dtype=np.float64).ravel()
 
-        def explained(images: Images) -> Floats:
+        def explained(images: Inputs) -> Floats:
             outputs = self.outputs(images)
             return np.asarray(outputs.reshape(len(outputs), -1) @ flat)
 
         return explained
 
-    def score(self, target: int, *, against: bool = False) -> Score:
+    def score(self, target: int, *, against: bool = False) -> Callable[[Inputs], Floats]:
         """The probability of one class, as a function of pictures.
 
         Softmax over the outputs; sigmoid where the model ends in one, or has one output.
@@ -112,7 +122,7 @@ class Classifier:
             Of a model with one output: the probability that the class is not there.
         """
 
-        def probability(images: Images) -> Floats:
+        def probability(images: Inputs) -> Floats:
             logits = self.logits(images)
             chosen = logits[:, target]
             if self._each or logits.shape[1] == 1:
@@ -169,14 +179,30 @@ def relevance_ranks(
     """
     values = np.asarray(heatmap, dtype=np.float64)
     height, width = values.shape
-    rows, columns = np.arange(height) // region, np.arange(width) // region
-    cells = rows[:, None] * (columns[-1] + 1) + columns
-    means = np.bincount(cells.ravel(), values.ravel()) / np.bincount(cells.ravel())
-    shuffled = np.arange(len(means)) if random is None else random.permutation(len(means))
-    order = shuffled[np.argsort((-means if first == "most" else means)[shuffled], kind="stable")]
-    rank = np.empty(len(means), dtype=np.int64)
-    rank[order] = np.arange(len(means))
-    return rank[cells]
+    cells = squares((height, width), region)
+    return place_ranks(means_of(values, cells), first=first, random=random)[cells]
+
+
+def squares(shape: tuple[int, int], region: int) -> Ranks:
+    """The number of the square of `region` pixels' edge that each pixel is in, int64 (H, W)."""
+    rows, columns = np.arange(shape[0]) // region, np.arange(shape[1]) // region
+    return np.asarray(rows[:, None] * (columns[-1] + 1) + columns)
+
+
+def means_of(values: Floats, cells: Ranks) -> Floats:
+    """The mean of each cell, (P,), of values shaped as `cells`, which number them."""
+    return np.asarray(np.bincount(cells.ravel(), values.ravel()) / np.bincount(cells.ravel()))
+
+
+def place_ranks(
+    relevance: Floats, *, first: First = "most", random: np.random.Generator | None = None
+) -> NDArray[np.int64]:
+    """`relevance_ranks` of places of any kind: the order in which they go by their relevance, both (P,)."""
+    shuffled = np.arange(len(relevance)) if random is None else random.permutation(len(relevance))
+    order = shuffled[np.argsort((-relevance if first == "most" else relevance)[shuffled], kind="stable")]
+    rank = np.empty(len(relevance), dtype=np.int64)
+    rank[order] = np.arange(len(relevance))
+    return rank
 
 
 def random_ranks(shape: tuple[int, int], random: np.random.Generator, *, region: int = 1) -> Ranks:
@@ -202,12 +228,14 @@ def removal_curve(
         Shares of the ranks, ascending from 0.
     """
     shares = np.asarray(fractions, dtype=np.float64)
-    count = int(ranks.max()) + 1
-    pictures = []
-    for share in shares:
-        gone = ranks < round(share * count)
-        pictures.append(fill(gone) if callable(fill) else np.where(gone, fill, image))
+    pictures = [fill(gone) if callable(fill) else np.where(gone, fill, image) for gone in gone_at(shares, ranks)]
     return Curve(shares, np.asarray(score(np.stack(pictures)), dtype=np.float64))
+
+
+def gone_at(shares: Floats, ranks: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
+    """What is gone at each share: the first ranks, as bools of their shape."""
+    count = int(ranks.max()) + 1
+    return (ranks < round(share * count) for share in shares.tolist())
 
 
 def pixel_flipping(

@@ -1,30 +1,18 @@
-"""Does what a heatmap marks matter to the model: flip it to noise, and watch the score against random order."""
+"""Does what a heatmap marks matter to the model: put something else there, and watch the score against random order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Literal
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrp_onnx.debug.evaluation_verdicts import Verdict, removal_verdict
-from lrp_onnx.debug.faithfulness import (
-    REGION,
-    Classifier,
-    Curve,
-    Images,
-    Ranks,
-    Score,
-    pixel_flipping,
-    random_ranks,
-    relevance_ranks,
-    removal_curve,
-    road,
-)
+from lrp_onnx.debug.faithfulness import ROAD_FRACTIONS, Classifier, Curve, Inputs, gone_at, place_ranks
 from lrp_onnx.engine import Explainer
+from lrp_onnx.verification.places import Filler, Places, Tokens, places_of
 from lrp_onnx.verification.relevance import Targets, values_of, walk
 from lrp_onnx.verification.report import Check, Judgement
 from lrp_onnx.verification.samples import Samples
@@ -41,26 +29,26 @@ def check_faithfulness(
     seed: int = 0,
     progress: Callable[[int, int], None],
 ) -> Check:
-    """Pixels (or numbers, where the input is no picture) become noise, the most relevant first, or in random order.
+    """Squares, numbers and tokens become noise, the most relevant of all inputs first, or in random order.
 
     What should fall is the probability of the explained class, or else (`classes` is False) the number explained.
-    Where that is no worse than chance, once more with what their surroundings let expect (ROAD), or, of other inputs,
-    the mean of the samples, for noise may be what the model looks for.
+    Where that is no worse than chance, once more with what says nothing in their place, for noise may be what the model
+    looks for: what surrounds a pixel (ROAD), the mean of the samples, a mask token. The mean fall along the curve is
+    the AOPC of Samek et al. 2017 and, of tokens, the comprehensiveness of DeYoung et al. 2020; Achtibat et al. 2024
+    compare explanations of transformers by such curves.
     """
     if samples.random:
         return _skip("needs DATA: how a model takes noise says nothing of its heatmaps")
-    if len(samples.arrays) != 1:
-        return _skip(f"the model has {len(samples.arrays)} inputs; it is for one")
-    if explainer.plan.ids.intersection(samples.arrays):
-        return _skip("the input holds ids; there is no noise between them")
     flipping = _Flipping(explainer, samples, targets, classes, seed, progress)
-    if not flipping.rows:
+    if not flipping.numbers.any() and not classes:
         return _skip("the explained numbers are 0, which cannot fall")
-    noisy = flipping.verdict("flipping")
+    if not flipping.rows:
+        return _skip("the samples hold padding and special tokens alone; there is no word to replace")
+    noisy = flipping.verdict("noise")
     if noisy.judgement == "good":
         return Check("faithfulness", "pass", noisy.sentence, noisy.numbers)
     # noise is no neutral value: on a dark ground it covers whatever it hits, the strokes of a digit least of all
-    calm = flipping.verdict("road" if flipping.of_pictures else "deletion")
+    calm = flipping.verdict("neutral")
     numbers = {**noisy.numbers, **{f"neutral_{name}": number for name, number in calm.numbers.items()}}
     found = {noisy.judgement, calm.judgement}
     judgement: Judgement = "pass" if calm.judgement == "good" else "fail" if found == {"bad"} else "warn"
@@ -69,7 +57,7 @@ def check_faithfulness(
 
 @dataclass(eq=False)
 class _Flipping:
-    """Samples as pictures (n, C, H, W), and their heatmaps; what is no picture is a row of pixels."""
+    """Samples whose places go, over all inputs that have relevance: ranked together, as relevance adds up over them."""
 
     explainer: Explainer
     samples: Samples
@@ -79,72 +67,45 @@ class _Flipping:
     progress: Callable[[int, int], None]
 
     def __post_init__(self) -> None:
-        (array,) = self.samples.arrays.values()
-        self.inputs = np.asarray(array[: self.samples.count], dtype=np.float32)
-        self.of_pictures = self.inputs.ndim == 4
-        self.last = self.of_pictures and self.samples.channels_last
-        self.pictures = self._as_pictures(self.inputs)
-        self.classifier = Classifier(
-            self.explainer.graph,
-            output=self.explainer.output,
-            channels_last=self.last,
-            batch_size=self.samples.batch,
-        )
-
-    def _as_pictures(self, values: Images) -> Images:
-        if not self.of_pictures:
-            return values.reshape(len(values), 1, 1, -1)
-        return np.moveaxis(values, -1, 1) if self.last else values
-
-    def _as_inputs(self, pictures: Images) -> Images:
-        return pictures if self.of_pictures else pictures.reshape(len(pictures), *self.inputs.shape[1:])
+        count = self.samples.count
+        self.arrays = {name: a[:count] if a.ndim else a for name, a in self.samples.arrays.items()}
+        self.classifier = Classifier(self.explainer.graph, output=self.explainer.output, batch_size=self.samples.batch)
 
     @cached_property
     def outputs(self) -> NDArray[np.float64]:
         """(n, elements)"""
-        return self.classifier.outputs(self._as_inputs(self.pictures)).reshape(len(self.inputs), -1)
+        return self.classifier.outputs(self.arrays).reshape(self.samples.count, -1)
 
     @cached_property
     def numbers(self) -> NDArray[np.float64]:
         """What was explained of each sample, (n,)."""
-        return values_of(self.outputs, self.targets[: len(self.inputs)])
+        return values_of(self.outputs, self.targets[: self.samples.count])
 
     @cached_property
     def rows(self) -> list[int]:
-        """The samples that have a score to fall."""
-        return [row for row, number in enumerate(self.numbers) if self.classes or number]
+        """The samples that have a score to fall, and something to go."""
+        scored = [row for row, number in enumerate(self.numbers) if self.classes or number]
+        return [row for row in scored if any(one.relevance(row, "noise").size for one in self.inputs)]
 
     @cached_property
-    def heatmaps(self) -> NDArray[np.float64]:
-        """(n, H, W)"""
-        found = walk(self.explainer, self.samples, self.targets, seed="auto").relevance[: len(self.inputs)]
-        return np.asarray(self._as_pictures(found.reshape(self.inputs.shape)).sum(axis=1))
+    def inputs(self) -> list[Places]:
+        found = walk(self.explainer, self.samples, self.targets, seed="auto").by_input
+        return places_of(self.explainer, self.samples, found)
 
-    @cached_property
-    def bounds(self) -> NDArray[np.float64]:
-        """Lowest and highest value of each channel, (2, C): what preprocessing allows, or what the samples have."""
-        if self.samples.preprocess is not None:
-            return np.array(self.samples.preprocess.bounds(), dtype=np.float64)
-        ends = [self.pictures.min(axis=(0, 2, 3)), self.pictures.max(axis=(0, 2, 3))]
-        return np.stack(ends).astype(np.float64)
-
-    def verdict(self, metric: Literal["flipping", "road", "deletion"]) -> Verdict:
+    def verdict(self, filler: Filler) -> Verdict:
         curves: dict[str, list[Curve]] = {"most": [], "random": []}
         for done, row in enumerate(self.rows, start=1):
-            heatmap, (probability, against) = self.heatmaps[row], self._explained(row)
-            score: Score = partial(self._score, probability)
-            edge = max(1, round(REGION * min(heatmap.shape))) if metric == "flipping" else 1
-            ties = np.random.default_rng((self.seed, row))
-            ranks = {
-                "most": relevance_ranks(-heatmap if against else heatmap, region=edge, random=ties),
-                "random": random_ranks((heatmap.shape[0], heatmap.shape[1]), ties, region=edge),
-            }
-            for order, first in ranks.items():
-                curves[order].append(self._curve(metric, score, row, first))
+            score, against = self._explained(row)
+            relevance = [one.relevance(row, filler) for one in self.inputs]
+            ends = np.cumsum([len(one) for one in relevance])[:-1]
+            together, ties = np.concatenate(relevance), np.random.default_rng((self.seed, row))
+            for order, values in (("most", -together if against else together), ("random", np.zeros_like(together))):
+                ranks = place_ranks(values, random=ties)
+                curves[order].append(self._curve(filler, score, row, ranks, ends))
             self.progress(done, len(self.rows))
-        return removal_verdict(metric, curves)
+        return removal_verdict(self._metric(filler), curves, _in_words(self.inputs, filler))
 
-    def _explained(self, row: int) -> tuple[Score, bool]:
+    def _explained(self, row: int) -> tuple[Callable[[Inputs], NDArray[np.float64]], bool]:
         """The score that should fall, and whether relevance below 0 speaks for it."""
         target = self.targets[row]
         if self.classes:
@@ -154,17 +115,47 @@ class _Flipping:
         weights = np.eye(1, self.outputs.shape[1], int(target))[0] if self.targets.dtype.kind == "i" else target
         return self.classifier.number(weights, negative=negative), negative
 
-    def _score(self, probability: Score, pictures: Images) -> NDArray[np.float64]:
-        return probability(self._as_inputs(pictures))
+    def _metric(self, filler: Filler) -> str:
+        if filler == "noise":
+            return "flipping"
+        return "road" if any(one.kind == "picture" for one in self.inputs) else "deletion"
 
-    def _curve(self, metric: str, score: Score, row: int, ranks: Ranks) -> Curve:
-        picture, random = self.pictures[row], np.random.default_rng((self.seed, row, 1))
-        if metric == "flipping":
-            return pixel_flipping(score, picture, ranks, random, bounds=self.bounds, steps=STEPS)
-        if metric == "road":
-            return road(score, picture, ranks, random)
-        mean = self.pictures.mean(axis=0)  # of the samples: what a number of a row is without knowing anything
-        return removal_curve(score, picture, ranks, mean, np.linspace(0, 1, STEPS + 1))
+    def _curve(
+        self,
+        filler: Filler,
+        score: Callable[[Inputs], NDArray[np.float64]],
+        row: int,
+        ranks: NDArray[np.int64],
+        ends: NDArray[np.intp],
+    ) -> Curve:
+        """The score of one sample while the places of its inputs go; `ends` tell which are of which input."""
+        random = np.random.default_rng((self.seed, row, 1))
+        replace = {one.name: one.replace(row, filler, random) for one in self.inputs}
+        shares = np.array(ROAD_FRACTIONS) if self._metric(filler) == "road" else np.linspace(0, 1, STEPS + 1)
+        changed: dict[str, list[NDArray[np.generic]]] = {name: [] for name in replace}
+        for gone in gone_at(shares, ranks):
+            for name, of_input in zip(replace, np.split(gone, ends), strict=True):
+                changed[name].append(replace[name](of_input))
+        return Curve(shares, score({**self._unchanged(row, len(shares)), **_stacked(changed)}))
+
+    def _unchanged(self, row: int, times: int) -> dict[str, NDArray[np.generic]]:
+        return {name: np.repeat(a[row : row + 1], times, axis=0) if a.ndim else a for name, a in self.arrays.items()}
+
+
+def _stacked(changed: Mapping[str, Sequence[NDArray[np.generic]]]) -> dict[str, NDArray[np.generic]]:
+    return {name: np.stack(values) for name, values in changed.items()}
+
+
+def _in_words(inputs: Sequence[Places], filler: Filler) -> str:
+    """What is done, where the input is no one picture."""
+    if len(inputs) > 1:
+        noise = "flipping the {first} {share} of all inputs to noise"
+        return noise if filler == "noise" else "replacing the {first} {share} of all inputs by neutral values"
+    (one,) = inputs
+    if isinstance(one, Tokens):
+        calm = "those of other samples" if one.neutral is None else one.neutral[0]
+        return f"replacing the {{first}} {{share}} of the tokens by {'random ones' if filler == 'noise' else calm}"
+    return "flipping the {first} {share} of the numbers to noise" if (one.kind, filler) == ("numbers", "noise") else ""
 
 
 def _skip(reason: str) -> Check:

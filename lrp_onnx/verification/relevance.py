@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -58,7 +58,8 @@ class Walks:
 
     Attributes
     ----------
-    relevance : (n, elements of all inputs)
+    by_input : dict of str to (n, …)
+        Relevance of each input that has any.
     targets : int (n,), or float (n, …)
         Index of the explained element of the output; where several are explained, how much each counts.
     outputs : (n,)
@@ -69,11 +70,16 @@ class Walks:
         By node, from the output down.
     """
 
-    relevance: NDArray[np.float64]
+    by_input: dict[str, NDArray[np.float64]]
     targets: Targets
     outputs: NDArray[np.float64]
     shape: tuple[int, ...]
     flows: dict[str, _Flow]
+
+    @cached_property
+    def relevance(self) -> NDArray[np.float64]:
+        """(n, elements of all inputs)"""
+        return np.concatenate([one.reshape(len(one), -1) for one in self.by_input.values()], axis=1)
 
 
 def walk(
@@ -94,7 +100,8 @@ def walk(
     DataError
         The output has no row per sample.
     """
-    found, chosen_in, values, flows, done = [], list[Targets](), [], dict[str, _Flow](), 0
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    chosen_in, values, flows, done = list[Targets](), [], dict[str, _Flow](), 0
     for part in samples.parts():
         rows = slice(done, done + samples.batch)
         given: Target = aim(rows, part) if aim is not None else "predicted"
@@ -107,8 +114,9 @@ def walk(
         count = len(next(iter(part.values())))
         require_rows(explainer.graph.name, explainer.output, tuple(result.output.shape), count)
         done += samples.batch
-        relevance = [relevance.double().flatten(1) for relevance in _batched(result.relevance, count)]
-        found.append(torch.cat(relevance, dim=1).cpu().numpy())
+        for name, relevance in result.relevance.items():
+            if relevance.ndim and len(relevance) == count:
+                found.setdefault(name, []).append(relevance.double().cpu().numpy())
         chosen_in.append(np.asarray(result.target) if several is None else several.targets())
         values.append(values_of(result.output.cpu().numpy(), chosen_in[-1]))
         for node in result.conservation:
@@ -121,7 +129,8 @@ def walk(
     shape = tuple(result.output.shape[1:])
     if len({one.dtype.kind for one in chosen_in}) > 1:  # a map, say, of which one batch shows a single pixel
         chosen_in = [_weights(one, shape) for one in chosen_in]
-    return Walks(np.concatenate(found), np.concatenate(chosen_in), np.concatenate(values), shape, flows)
+    by_input = {name: np.concatenate(parts) for name, parts in found.items()}
+    return Walks(by_input, np.concatenate(chosen_in), np.concatenate(values), shape, flows)
 
 
 class _Several:
@@ -157,10 +166,6 @@ def values_of(output: NDArray[np.floating], targets: Targets) -> NDArray[np.floa
     if targets.dtype.kind == "i":
         return np.asarray(flat[np.arange(len(flat)), targets])
     return np.asarray((flat * targets.reshape(flat.shape)).sum(axis=1))
-
-
-def _batched(relevance: dict[str, Tensor], count: int) -> list[Tensor]:
-    return [values for values in relevance.values() if values.ndim and len(values) == count]
 
 
 def check_conservation(explainer: Explainer, walks: Walks, samples: Samples) -> Check:

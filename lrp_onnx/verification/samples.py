@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,9 +12,11 @@ import onnx
 from numpy.typing import NDArray
 
 from lrp_onnx.data import Dataset, batches
-from lrp_onnx.engine.analysis import looks_up
+from lrp_onnx.data.texts import is_text
+from lrp_onnx.engine.analysis import looks_up, relevance_path
+from lrp_onnx.engine.seed import output_name
 from lrp_onnx.errors import DataError
-from lrp_onnx.graph import Graph
+from lrp_onnx.graph import Graph, Node
 from lrp_onnx.graph.model import TensorInfo
 from lrp_onnx.inputs import Feed, feed_for, open_both
 from lrp_onnx.preprocess import Preprocess
@@ -52,6 +54,8 @@ class Samples:
         Where the samples are from, if not from arrays.
     notes : tuple of str
         What was guessed.
+    vocabulary : path-like or None
+        Of token ids, if it is known.
     """
 
     arrays: Mapping[str, NDArray[np.generic]]
@@ -64,6 +68,7 @@ class Samples:
     expected: NDArray[np.floating] | None = None
     source: tuple[Dataset, Feed] | None = None
     notes: tuple[str, ...] = ()
+    vocabulary: str | os.PathLike[str] | None = None
 
     def parts(self) -> Iterator[dict[str, NDArray[np.generic]]]:
         """Batch after batch."""
@@ -83,7 +88,8 @@ def take_samples(
 ) -> Samples:
     """At most `count` samples, evenly over the data; random numbers where there is no data.
 
-    Labels are of the named output, texts are read by the vocabulary, see `open_both`.
+    Labels are of the named output, texts are read by the vocabulary, see `open_both`; of ids in an array file it tells
+    which stand for no word.
 
     Raises
     ------
@@ -93,12 +99,14 @@ def take_samples(
     if count < 1:
         raise DataError(f"samples is {count}; expected at least 1")
     if data is None:
-        return _random(graph, count, seed)
+        return _random(graph, count, seed, output)
     if isinstance(data, np.ndarray):
         data = {next(iter(graph.inputs)): data}
     if isinstance(data, Mapping):
-        return _given(graph, data, count)
-    graph, dataset = open_both(graph, data, unlabelled=True, output=output, vocabulary=vocabulary)
+        return replace(_given(graph, data, count), vocabulary=vocabulary)
+    reads = isinstance(data, Dataset) or is_text(data) or not table_sizes(graph, output)
+    given = vocabulary if reads else None  # ids are read without
+    graph, dataset = open_both(graph, data, unlabelled=True, output=output, vocabulary=given)
     feed = feed_for(graph, dataset)
     few = dataset.subset(_spread(len(dataset), count))
     batch = next(batches(few, feed.preprocess, len(few)))
@@ -114,6 +122,7 @@ def take_samples(
         expected=None if batch.targets is None else _whole(batch.targets, feed.batch),
         source=(few, feed),
         notes=(*feed.notes, *unread),
+        vocabulary=vocabulary,
     )
 
 
@@ -130,32 +139,52 @@ def _given(graph: Graph, data: Mapping[str, NDArray[np.generic]], count: int) ->
     return Samples(arrays, len(rows), fixed or AT_ONCE, last, preprocess)
 
 
-def _random(graph: Graph, count: int, seed: int) -> Samples:
+def table_sizes(graph: Graph, output: str | None = None) -> dict[str, int]:
+    """How many ids there are, from 0, of each input that holds such: rows of the smallest table that they pick from."""
+    path = relevance_path(graph, output_name(graph, output), hold_detached=True)
+    found: dict[str, int] = {}
+    for node, active in reversed(path):
+        sizes = [found[name] for name in node.outputs if name in found]
+        if looks_up(graph, node):
+            sizes.append(_rows(graph, node))
+        for name in (node.inputs[position] for position in active) if sizes else ():
+            found[name] = min(*sizes, found.get(name, sizes[0]))
+    return {name: found[name] for name in graph.inputs if name in found}
+
+
+def _rows(graph: Graph, node: Node) -> int:
+    """Of the table that a node picks from: an embedding's, or one-hot rows."""
+    if node.op_type == "Gather":
+        return int(graph.initializers[node.inputs[0]].shape[node.attributes.get("axis", 0)])
+    if node.op_type == "OneHot":
+        return int(graph.initializers[node.inputs[1]].reshape(-1)[0])
+    compared = graph.producer[node.inputs[0]]  # a Cast of what was compared with all ids
+    return next(graph.initializers[name].size for name in compared.inputs if name in graph.initializers)
+
+
+def _random(graph: Graph, count: int, seed: int, output: str | None) -> Samples:
     random, fixed = np.random.default_rng(seed), _fixed_batch(graph)
-    preprocess = Preprocess.from_metadata(graph.metadata)
-    arrays = {name: _draw(graph, info, preprocess, random, fixed or count) for name, info in graph.inputs.items()}
+    preprocess, tables = Preprocess.from_metadata(graph.metadata), table_sizes(graph, output)
+    arrays = {
+        name: _draw(info, preprocess, random, fixed or count, tables.get(name)) for name, info in graph.inputs.items()
+    }
     last = preprocess is not None and preprocess.layout == "NHWC"
     return Samples(arrays, fixed or count, fixed or AT_ONCE, last, preprocess, random=True)
 
 
 def _draw(
-    graph: Graph, info: TensorInfo, preprocess: Preprocess | None, random: np.random.Generator, count: int
+    info: TensorInfo, preprocess: Preprocess | None, random: np.random.Generator, count: int, ids: int | None
 ) -> NDArray[np.generic]:
-    """Noise within what preprocessing allows, or standard normal; ids of the tables that the model looks up in."""
+    """Noise within what preprocessing allows, or standard normal; `ids` of the table that the model looks up in."""
     sizes = [
         size if isinstance(size, int) and axis else count if not axis else _FREE
         for axis, size in enumerate(info.shape or ())
     ]
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(info.elem_type))
+    if ids is not None:
+        return random.integers(0, ids, sizes).astype(dtype)
     if dtype.kind in "iu":
-        if "mask" in info.name:
-            return np.ones(sizes, dtype)
-        tables = [
-            graph.initializers[node.inputs[0]].shape[node.attributes.get("axis", 0)]
-            for node in graph.nodes
-            if node.op_type == "Gather" and looks_up(graph, node) and node.inputs[1] == info.name
-        ]
-        return random.integers(0, min(tables, default=2), sizes).astype(dtype)
+        return np.ones(sizes, dtype) if "mask" in info.name else random.integers(0, 2, sizes).astype(dtype)
     if dtype.kind != "f":
         return (random.random(sizes) < 0.5).astype(dtype)
     if preprocess is not None and tuple(sizes[1:]) == preprocess.shape:

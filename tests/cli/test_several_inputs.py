@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from small_model import Program
 
-from lrp_onnx import Explainer, HeatmapStore, compute_heatmaps, open_dataset
+from lrp_onnx import Explainer, HeatmapStore, compute_heatmaps, load, open_dataset
+from lrp_onnx.debug.evaluation import evaluate_store
 from lrp_onnx.errors import DataError, TargetError
 from lrp_onnx.rules import composite
 from lrp_onnx.targets import TARGETS
@@ -89,6 +90,10 @@ def test_pictures_of_further_inputs_are_preprocessed(tmp_path: Path) -> None:
         assert store.prediction[1] == 0  # the same picture on both sides
         assert store.target_values is not None
         assert store.target_values.tolist() == [[0.5], [0.0]]
+    with pytest.raises(
+        DataError, match=r"has 2 inputs \(left, right\), and one picture is evaluated; `lrp-onnx verify`"
+    ):
+        evaluate_store(tmp_path / "h.h5", load(proto), tmp_path / "evaluation")
 
 
 def test_an_interrupted_run_goes_on(model: Path, arrays: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import lrp_onnx
 from lrp_onnx.cli.app import run
-from lrp_onnx.debug.faithfulness import Curve
+from lrp_onnx.debug.faithfulness import Classifier, pixel_flipping, random_ranks, relevance_ranks
 from lrp_onnx.debug.randomisation import shuffled
 from lrp_onnx.errors import DataError, ModelError
 from lrp_onnx.graph import Graph, load
@@ -25,6 +25,7 @@ from lrp_onnx.inputs import describe
 from lrp_onnx.ops import OPS, Linear, op
 from lrp_onnx.preprocess import Preprocess
 from lrp_onnx.rules import RULES, Composite, Entry, composite, linear_rule
+from lrp_onnx.verification.places import Filler, Numbers, Picture, Places, Replace
 
 RANDOM = np.random.default_rng(0)
 SIZE = 10
@@ -209,10 +210,30 @@ def test_channels_last_gives_what_channels_first_gives(graph: Graph) -> None:
     assert first["faithfulness"].numbers["loss_most"] > 0
 
 
+def test_a_picture_is_flipped_as_evaluate_does(graph: Graph) -> None:
+    found = lrp_onnx.verify(graph, IMAGES, composite="epsilon", samples=12)["faithfulness"]
+    e = lrp_onnx.Explainer(graph, "epsilon").explain(IMAGES)
+    classifier, bounds = Classifier(graph), np.stack([IMAGES.min(axis=(0, 2, 3)), IMAGES.max(axis=(0, 2, 3))])
+    areas: dict[str, list[float]] = {"most": [], "random": []}
+    for row, (image, heatmap) in enumerate(zip(IMAGES, e.relevance["x"].sum(dim=1).numpy(), strict=True)):
+        ties, score = np.random.default_rng((0, row)), classifier.score(int(e.target[row]))
+        for order, ranks in (
+            ("most", relevance_ranks(heatmap, region=1, random=ties)),
+            ("random", random_ranks((SIZE, SIZE), ties)),
+        ):
+            noise = np.random.default_rng((0, row, 1))
+            areas[order].append(pixel_flipping(score, image, ranks, noise, bounds=bounds, steps=10).area)
+    for order, values in areas.items():
+        assert found.numbers[f"area_{order}"] == pytest.approx(np.mean(values), abs=1e-6)
+
+
 @pytest.mark.parametrize("rows", [False, True], ids=["pictures", "rows"])
 def test_where_noise_decides_nothing_a_neutral_value_does(rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def even(*_: object, **__: object) -> Curve:
-        return Curve(np.linspace(0, 1, 3), np.ones(3))
+    kind = Numbers if rows else Picture
+    true = kind.replace
+
+    def deaf(places: Places, row: int, filler: Filler, random: np.random.Generator) -> Replace:
+        return (lambda gone: places.values[row]) if filler == "noise" else true(places, row, filler, random)  # type: ignore[arg-type]
 
     proto, data = model(), IMAGES
     if rows:
@@ -221,7 +242,7 @@ def test_where_noise_decides_nothing_a_neutral_value_does(rows: bool, monkeypatc
         )
         proto = model(text + "y = MatMul(r, b) }", a=RANDOM.normal(size=(30, 20)), b=RANDOM.normal(size=(20, 4)))
         data = RANDOM.normal(size=(12, 30)).astype(np.float32)
-    monkeypatch.setattr("lrp_onnx.verification.flipping.pixel_flipping", even)
+    monkeypatch.setattr(kind, "replace", deaf)
     check = lrp_onnx.verify(proto, data, composite="epsilon", samples=12)["faithfulness"]
     assert check.judgement == "pass" and check.numbers["loss_most"] == 0
     assert check.reason.startswith("deleting" if rows else "replacing") and "flipping" in check.reason
@@ -258,7 +279,7 @@ def test_every_kind_of_input_is_taken() -> None:
         "attention_mask": np.ones((5, 7), int),
     }
     found = lrp_onnx.verify(proto, data, composite="epsilon")
-    assert found.samples == 5 and found["faithfulness"].judgement == "skip"
+    assert found.samples == 5 and "of all inputs" in found["faithfulness"].reason
     with pytest.raises(DataError, match="extra"):
         lrp_onnx.verify(proto, {"ids": data["ids"]})
 
