@@ -70,11 +70,16 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Route:
-    """One way to ONNX; `batch` is set when the result only takes that batch size."""
+    """One way to ONNX; `batch` is set when the result only takes that batch size.
+
+    `export_exactly` gives the same model with every float in float64, where the exporter computes constants of its own:
+    in float32 these are rounded, which a network that makes rounding errors large turns into another result.
+    """
 
     how: str
     export: Callable[[], onnx.ModelProto]
     batch: int | None = None
+    export_exactly: Callable[[], onnx.ModelProto] | None = None
 
 
 @dataclass(frozen=True)

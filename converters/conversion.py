@@ -15,6 +15,7 @@ import onnx
 from lrp_onnx.converters import factory, frozen_graph, keras_source, onnx_file, pytorch, tensorflow, tflite, verify
 from lrp_onnx.converters.base import Converter, Loaded, Request, Route, fits, one_line
 from lrp_onnx.converters.coexist import order_imports
+from lrp_onnx.converters.precision import in_float32
 from lrp_onnx.converters.quiet import quiet
 from lrp_onnx.errors import ConversionError
 
@@ -243,10 +244,7 @@ def _first_that_agrees(loaded: Loaded, request: Request, preprocess: Preprocess 
     compare = partial(verify.compare, examples=request.examples, preprocess=preprocess, seed=request.seed)
     for route in loaded.routes:
         try:
-            model = onnx.ModelProto()
-            model.CopyFrom(route.export())
-            if loaded.run is not None:
-                _name_dimensions(model, loaded, route)
+            model = _exported(route.export, loaded, route)
             agreement = compare(model, loaded, route)
         except ConversionError as error:
             failures.append(f"{route.how}: {error}")
@@ -255,7 +253,7 @@ def _first_that_agrees(loaded: Loaded, request: Request, preprocess: Preprocess 
             failures.append(f"{route.how}: {one_line(error)}")
             continue
         if agreement.relative > (allowed := max(tolerance, loaded.rounding)):
-            agreement = _beyond_rounding(agreement, partial(compare, model, loaded, route), allowed) or agreement
+            model, agreement = _beyond_rounding(model, agreement, loaded, route, compare, allowed)
         if agreement.relative > allowed:
             failures.append(
                 f"{route.how}: outputs differ by {agreement.difference:.3g}, relative {agreement.relative:.3g}, "
@@ -270,21 +268,42 @@ def _first_that_agrees(loaded: Loaded, request: Request, preprocess: Preprocess 
     raise ConversionError(f"no {loaded.framework} route gives an ONNX model that agrees with the source; {reasons}")
 
 
+def _exported(export: Callable[[], onnx.ModelProto], loaded: Loaded, route: Route) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.CopyFrom(export())
+    if loaded.run is not None:
+        _name_dimensions(model, loaded, route)
+    return model
+
+
 def _beyond_rounding(
-    rounded: verify.Agreement, compare: Callable[..., verify.Agreement], allowed: float
-) -> verify.Agreement | None:
-    """The agreement in float64 where that is close, and a note on what float32 makes of it; None where it is not."""
+    model: onnx.ModelProto,
+    rounded: verify.Agreement,
+    loaded: Loaded,
+    route: Route,
+    compare: Callable[..., verify.Agreement],
+    allowed: float,
+) -> tuple[onnx.ModelProto, verify.Agreement]:
+    """The model and its agreement in float64 where that is close, with a note on what float32 makes of it.
+
+    Where the exporter rounded constants that it computed, the model is that of an export in float64, its constants
+    rounded once. What came in, where nothing is close.
+    """
     try:
-        exact = compare(exactly=True)
+        close, exact, told = model, compare(model, loaded, route, exactly=True), rounded
+        if exact.relative > allowed and route.export_exactly is not None:
+            precise = _exported(route.export_exactly, loaded, route)
+            exact, close = compare(precise, loaded, route, exactly=True), in_float32(precise)
+            told = compare(close, loaded, route)
     except Exception:  # neither every framework nor every network runs in float64
-        return None
+        return model, rounded
     if exact.relative > allowed:
-        return None
+        return model, rounded
     note = (
-        f"this network makes rounding errors large: outputs differ by {rounded.relative:.3g} of the largest in "
+        f"this network makes rounding errors large: outputs differ by {told.relative:.3g} of the largest in "
         f"float32, by {exact.relative:.3g} in float64, as compared here; explain it with --dtype float64"
     )
-    return replace(exact, notes=(*exact.notes, note))
+    return close, replace(exact, notes=(*exact.notes, note))
 
 
 def _name_dimensions(model: onnx.ModelProto, loaded: Loaded, route: Route) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,10 @@ def load(request: Request) -> Loaded:
 
     names = [spec.name for spec in inputs]
     outputs = [name.removesuffix(":0") for name in asked]
-    route = Route("tf2onnx, frozen graph", lambda: tensorflow_graph.to_onnx(function, names, outputs), batch)
-    return Loaded("tensorflow", tf.__version__, inputs, (route,), run, batch)
+    export = partial(tensorflow_graph.to_onnx, function, names, outputs)
+    route = Route("tf2onnx, frozen graph", export, batch, partial(export, exactly=True))
+    exact = partial(tensorflow_graph.run_exactly, function)
+    return Loaded("tensorflow", tf.__version__, inputs, (route,), run, batch, run_exactly=exact)
 
 
 def _read(path: Path) -> Any:

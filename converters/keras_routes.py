@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from lrp_onnx.converters import tensorflow_graph
@@ -41,16 +43,25 @@ def routes(model: Any, call: Call, inputs: Sequence[InputSpec], request: Request
     return tuple(elsewhere)
 
 
+def run_exactly(call: Call, inputs: Sequence[InputSpec], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """One run on the TensorFlow backend, in float64."""
+    return tensorflow_graph.run_exactly(_traced(call, inputs, None), arrays)
+
+
 def _tensorflow(model: Any, call: Call, inputs: Sequence[InputSpec], how: str, batch: int | None) -> Route:
+    def export(exactly: bool = False) -> onnx.ModelProto:
+        function = _traced(call, inputs, batch)
+        names = output_names(model, function.structured_outputs)
+        return tensorflow_graph.to_onnx(function, [spec.name for spec in inputs], names, exactly=exactly)
+
+    return Route(how, export, batch, partial(export, exactly=True))
+
+
+def _traced(call: Call, inputs: Sequence[InputSpec], batch: int | None) -> Any:
     import tensorflow as tf
 
-    def export() -> onnx.ModelProto:
-        signature = [tf.TensorSpec((batch, *spec.shape), spec.dtype) for spec in inputs]
-        function = tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
-        names = output_names(model, function.structured_outputs)
-        return tensorflow_graph.to_onnx(function, [spec.name for spec in inputs], names)
-
-    return Route(how, export, batch)
+    signature = [tf.TensorSpec((batch, *spec.shape), spec.dtype) for spec in inputs]
+    return tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
 
 
 def _torch(model: Any, call: Call, inputs: Sequence[InputSpec]) -> onnx.ModelProto:

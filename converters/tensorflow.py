@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,13 @@ def load(request: Request) -> Loaded:
             results = function(**dict(zip(names, map(tf.convert_to_tensor, arrays), strict=True)))
         return [np.asarray(results[name]) for name in outputs]
 
-    def export() -> Any:
+    def export(exactly: bool = False) -> Any:
         assert loaded is not None  # its variables would die with it
-        return tensorflow_graph.to_onnx(function, names, outputs)
+        return tensorflow_graph.to_onnx(function, names, outputs, exactly=exactly)
 
-    routes = (Route(f"tf2onnx, signature {chosen!r}", export, batch),)
-    return Loaded("tensorflow", tf.__version__, inputs, routes, run, batch)
+    routes = (Route(f"tf2onnx, signature {chosen!r}", export, batch, partial(export, exactly=True)),)
+    exact = partial(tensorflow_graph.run_exactly, function)
+    return Loaded("tensorflow", tf.__version__, inputs, routes, run, batch, run_exactly=exact)
 
 
 def _signature(path: Path, asked: str | None, known: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ _LARGE = 64 * 1024
 _FOLDED = "ConstantFolding/"  # what TensorFlow puts before the name of what it folded
 
 
-def to_onnx(function: Any, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+def to_onnx(function: Any, inputs: Sequence[str], outputs: Sequence[str], *, exactly: bool = False) -> onnx.ModelProto:
     """
     Convert a concrete function.
 
@@ -29,6 +29,8 @@ def to_onnx(function: Any, inputs: Sequence[str], outputs: Sequence[str]) -> onn
         Its variables are frozen, calls of other functions inlined.
     inputs, outputs : sequence of str
         Names to give to the ONNX inputs and outputs, in the order of the function's own.
+    exactly : bool
+        Every float in float64, also while constants are folded.
 
     Returns
     -------
@@ -37,7 +39,8 @@ def to_onnx(function: Any, inputs: Sequence[str], outputs: Sequence[str]) -> onn
     Raises
     ------
     ConversionError
-        When tf2onnx has no ONNX meaning for an op, naming the op and its node.
+        When tf2onnx has no ONNX meaning for an op, naming the op and its node; when `exactly` is asked of a function
+        that mixes float32 and float64.
     """
     tf2onnx = require("tf2onnx", "tensorflow", "converting TensorFlow models")
     import tensorflow as tf
@@ -48,6 +51,8 @@ def to_onnx(function: Any, inputs: Sequence[str], outputs: Sequence[str]) -> onn
     taken = [tensor.name for tensor in function.inputs[: len(function.inputs) - len(function.captured_inputs)]]
     given = [tensor.name for tensor in function.outputs]
     graph_def = tf_loader.convert_variables_to_constants_large_model(function)
+    if exactly:
+        _widen(graph_def)
     weights = _take_out_weights(graph_def)
     graph_def = _inline(graph_def, [*taken, *given, *(f"{name}:0" for name in weights)])
     with tf.Graph().as_default() as graph:
@@ -68,6 +73,64 @@ def to_onnx(function: Any, inputs: Sequence[str], outputs: Sequence[str]) -> onn
         proto = optimizer.optimize_graph(converted).make_model("converted from TensorFlow")
     refuse_unknown_ops(proto)
     return _with_weights(proto, weights)
+
+
+def run_exactly(function: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """
+    Run a concrete function with its float32 in float64.
+
+    Raises
+    ------
+    Exception
+        Whatever TensorFlow raises for an op that it has in float32 only.
+    """
+    require("tf2onnx", "tensorflow", "converting TensorFlow models")
+    import tensorflow as tf
+    from tf2onnx import tf_loader
+
+    graph_def = tf_loader.convert_variables_to_constants_large_model(function)
+    _widen(graph_def)
+    for holder in _nodes(graph_def):
+        holder.attr.pop("_XlaMustCompile", None)
+    wide = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph_def, name=""), [])
+    taken = function.inputs[: len(function.inputs) - len(function.captured_inputs)]
+    feeds, fetches = ([wide.graph.as_graph_element(t.name) for t in own] for own in (taken, function.outputs))
+    with tf.device("/CPU:0"):
+        fed = [tf.convert_to_tensor(array, feed.dtype) for array, feed in zip(arrays, feeds, strict=True)]
+        return [np.asarray(output) for output in tf.nest.flatten(wide.prune(feeds, fetches)(*fed))]
+
+
+def _nodes(graph_def: Any) -> Iterator[Any]:
+    """The nodes of the graph, its functions, and the nodes of these."""
+    yield from graph_def.node
+    for function in graph_def.library.function:
+        yield function
+        yield from function.node_def
+
+
+def _widen(graph_def: Any) -> None:
+    """Turn every float32 of a frozen graph into float64, its values unchanged."""
+    import tensorflow as tf
+
+    narrow, wide = tf.float32.as_datatype_enum, tf.float64.as_datatype_enum
+
+    def widened(dtype: int) -> int:
+        if dtype == wide:
+            raise ConversionError("the model mixes float32 and float64")
+        return wide if dtype == narrow else dtype
+
+    for holder in _nodes(graph_def):
+        for value in holder.attr.values():
+            kind = value.WhichOneof("value")
+            if kind == "type":
+                value.type = widened(value.type)
+            elif kind == "list" and value.list.type:
+                value.list.type[:] = map(widened, value.list.type)
+            elif kind == "tensor" and value.tensor.dtype == narrow:
+                value.tensor.CopyFrom(tf.make_tensor_proto(tf.make_ndarray(value.tensor).astype(np.float64)))
+    for function in graph_def.library.function:
+        for argument in (*function.signature.input_arg, *function.signature.output_arg):
+            argument.type = widened(argument.type)
 
 
 def _take_out_weights(graph_def: Any) -> dict[str, np.ndarray]:
@@ -93,8 +156,7 @@ def _inline(graph_def: Any, kept: Sequence[str]) -> Any:
     from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
     from tensorflow.python.grappler import tf_optimizer
 
-    functions = graph_def.library.function
-    for holder in (*graph_def.node, *functions, *(node for function in functions for node in function.node_def)):
+    for holder in _nodes(graph_def):
         holder.attr.pop("_XlaMustCompile", None)
     with tf.Graph().as_default():
         tf.import_graph_def(graph_def, name="")
