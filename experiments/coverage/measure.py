@@ -6,13 +6,18 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
+from math import isfinite
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.coverage.catalogue import FAMILIES
 from lrp_onnx.errors import LrpOnnxError
+
+if TYPE_CHECKING:
+    from lrp_onnx import Graph
 
 # What these rules do not hand on belongs to their formula; what any other rule loses is a mistake.
 ABSORBING = frozenset({"softmax", "gradient"})
@@ -36,8 +41,9 @@ def measure(family: str, name: str) -> dict[str, Any]:
         conversion = convert(subject.source, **subject.options)
         row |= {"route": conversion.how, "difference": conversion.relative, "notes": conversion.notes}
         row["convert_s"], start, step = time.perf_counter() - start, time.perf_counter(), 2
-        del subject  # the largest networks take gigabytes
-        row |= explain(conversion.model, inputs)
+        only = [conversion.model]
+        del subject, conversion  # the largest networks take gigabytes
+        row |= explain(_loaded(only), inputs)
         row["explain_s"] = time.perf_counter() - start
     except Exception as error:  # a crash is a result too; an error of our own is a refusal
         row["refused" if isinstance(error, LrpOnnxError) else "crashed"] = f"{type(error).__name__}: {error}"
@@ -46,13 +52,22 @@ def measure(family: str, name: str) -> dict[str, Any]:
     return row
 
 
+def _loaded(only: list[Any]) -> Graph:
+    """The graph of the only model in a list, which is emptied: explaining needs no weights but the graph's own."""
+    from lrp_onnx import load
+
+    return replace(load(only.pop()), original=None)
+
+
 def send(sender: Connection, family: str, name: str) -> None:
     """Measure in another process than the one that waits."""
     sender.send(measure(family, name))
 
 
-def explain(model: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def explain(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Explain the highest logit and say where its relevance went.
+
+    Of each tensor's relevance only sums are kept: all of it, in float64, would be gigabytes.
 
     Returns
     -------
@@ -66,16 +81,18 @@ def explain(model: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     from lrp_onnx import Explainer, composite
 
-    explainer = Explainer(model, composite("epsilon").with_parameters(PARAMETERS), dtype="float64")
-    first = next(iter(explainer.graph.inputs))
-    explanation = explainer.explain({name or first: value for name, value in inputs.items()}, layers="all")
-    if not all(bool(torch.isfinite(values).all()) for values in explanation.relevance.values()):
+    def sums(name: str, relevance: Any) -> Any:
+        return torch.stack([relevance.sum(), relevance.abs().sum()])[None]  # (1, 2)
+
+    explainer = Explainer(graph, composite("epsilon").with_parameters(PARAMETERS), dtype="float64")
+    first = next(iter(graph.inputs))
+    explanation = explainer.explain({name or first: value for name, value in inputs.items()}, layers="all", record=sums)
+    total, mass = ({name: float(pair[0, i]) for name, pair in explanation.relevance.items()} for i in range(2))
+    if not all(map(isfinite, mass.values())):
         raise ArithmeticError("relevance is not finite")
-    outputs = {node.name: node.outputs for node in explainer.graph.nodes}
-    mass = {name: float(values.abs().sum()) for name, values in explanation.relevance.items()}
+    outputs = {node.name: node.outputs for node in graph.nodes}
     seed = float(explanation.conservation[0].arrived)
-    reached = [explanation.relevance[name] for name in explainer.graph.inputs if name in explanation.relevance]
-    share = sum(float(values.sum()) for values in reached) / seed
+    share = sum(total.get(name, 0.0) for name in graph.inputs) / seed
     absorbed: dict[str, float] = defaultdict(float)
     worst, gone = (0.0, ""), 0.0
     for balance in explanation.conservation:
