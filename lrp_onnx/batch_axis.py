@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import onnx
 import onnx_ir as ir
 
-from lrp_onnx.graph import Graph, Node
+from lrp_onnx.engine.seed import output_name
+from lrp_onnx.errors import DataError, TargetError
+from lrp_onnx.graph import Graph, Node, load
 from lrp_onnx.graph.model import TensorInfo
 
+BATCH_AXIS_KEY = "lrp_onnx.batch_axis"  # of the model's metadata: JSON, what `BatchAxis` is
+# Which dimension of an input or output is the batch, by name, and as "" or alone of all that are not named
+BatchAxis = int | Mapping[str, int]
 Order = tuple[int, ...]
 
 _BATCH = re.compile(r"n|b|bs|.*batch.*", re.IGNORECASE)  # what exporters call the dimension of the samples
 _INNER = "/batch_inside"  # behind the name that a tensor had before
+_EXPECTED = "expected AXIS, or NAME=AXIS of an input or output, from 0, such as 1 or x=1"
 
 
-def batch_first(graph: Graph) -> Graph:
+def batch_first(graph: Graph, axis: BatchAxis | None = None) -> Graph:
     """The same model with the samples along the first dimension of every input and output.
 
-    Where dimensions are named, the batch of an input is the one called N, B, bs, or "batch" with anything around it, if
+    Which dimension that was, `axis` says, or else the model's metadata ("lrp_onnx.batch_axis"). Of what neither names:
+    where dimensions are named, the batch of an input is the one called N, B, bs, or "batch" with anything around it, if
     its first dimension is not called so; the batch of an output is the dimension called as an input's batch. Of a model
     for single samples (inputs start with 1), it is an output's only dimension of 1, where that has three or more. What
     is moved gets a Transpose at its end of the model; every other model is given back as it is.
@@ -30,16 +38,32 @@ def batch_first(graph: Graph) -> Graph:
     ----------
     graph : Graph
         As `load` gives it.
+    axis : int or dict of str to int, optional
+        Of all inputs and outputs, or by name; the name "" is for all others.
 
     Returns
     -------
     Graph
-        With the names, hash and metadata of `graph`. An output behind which an activation was cut has a new name.
+        With the names, hash and metadata of `graph`, in which `axis` is. An output behind which an activation was cut
+        has a new name.
+
+    Raises
+    ------
+    DataError
+        When `axis` names what the model does not have, or dimensions that cannot be the batch.
     """
-    inputs = {name: order for name, info in graph.inputs.items() if (order := _order(info, _input_axis(info)))}
+    if axis is not None:
+        said = json.dumps(axis if isinstance(axis, int) else dict(axis), ensure_ascii=False)
+        graph = replace(graph, metadata={**graph.metadata, BATCH_AXIS_KEY: said})
+    if graph.moved:
+        return graph
+    told = _told(graph)
+    inputs = {n: order for n, info in graph.inputs.items() if (order := _order(info, told.get(n, _input_axis(info))))}
     sizes = {info.shape[inputs.get(name, (0,))[0]] for name, info in graph.inputs.items() if info.shape} - {None}
     outputs = {
-        name: order for name, info in graph.outputs.items() if (order := _order(info, _output_axis(info, sizes)))
+        name: order
+        for name, info in graph.outputs.items()
+        if (order := _order(info, told.get(name, _output_axis(info, sizes))))
     }
     if graph.original is None or not (inputs or outputs):
         return graph
@@ -60,7 +84,103 @@ def batch_first(graph: Graph) -> Graph:
         outputs=moved.outputs,
         original=_moved(graph.original, inputs, before, {name: name for name in before}),
         cuts=cuts,
+        moved=frozenset([*inputs, *named.values()]),
     )
+
+
+def read_batch_axis(texts: Sequence[str] | None) -> BatchAxis | None:
+    """What `--batch-axis` says: "1" for all, "x=1" for one, any number of them.
+
+    Raises
+    ------
+    DataError
+        When one says something else, or two say the same.
+    """
+    found: dict[str, int] = {}
+    for text in texts or ():
+        name, _, number = text.rpartition("=")
+        if not re.fullmatch(r"\d+", number.strip()):
+            raise DataError(f"--batch-axis {text}: {_EXPECTED}")
+        if name in found:
+            raise DataError(f"--batch-axis {text}: {name or 'AXIS'} was {found[name]} before; say it once")
+        found[name] = int(number)
+    return found or None
+
+
+def write_batch_axis(model: onnx.ModelProto, axis: BatchAxis) -> None:
+    """Say in a model's metadata where its batch is, so that every command knows.
+
+    Raises
+    ------
+    DataError
+        As `batch_first`.
+    """
+    graph = batch_first(load(model), axis)
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, {**props, BATCH_AXIS_KEY: graph.metadata[BATCH_AXIS_KEY]})
+
+
+def _told(graph: Graph) -> dict[str, int]:
+    """Where the metadata say that the batch is, of each input and output of which they say so."""
+    if BATCH_AXIS_KEY not in graph.metadata:
+        return {}
+    text = graph.metadata[BATCH_AXIS_KEY]
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = None
+    named = {"": said} if isinstance(said, int) else said
+    if not isinstance(named, dict) or not all(type(axis) is int and axis >= 0 for axis in named.values()):
+        raise DataError(f"{graph.name}: batch axis {text}: {_EXPECTED}")
+    by_name = {_known(graph, name): axis for name, axis in named.items() if name}
+    everything = {**graph.inputs, **graph.outputs}
+    found = {name: named[""] for name, info in everything.items() if info.shape != ()} if "" in named else {}
+    found |= by_name
+    fixed = {}
+    for name, axis in found.items():
+        shape = everything[name].shape
+        if shape is None or axis >= len(shape):
+            raise DataError(f"{_described(graph, name, axis)}; say it by name, {_in_file(graph, name)}=AXIS")
+        size = shape[axis]
+        if isinstance(size, int):
+            fixed[name] = size
+    # a number for all was not meant for an output where classes are, say
+    others = [name for name in found if name in graph.inputs and name not in fixed]
+    odd = [name for name in fixed if fixed[name] != next(iter(fixed.values()))]
+    odd = odd or [name for name in fixed if others and name in graph.outputs and name not in by_name]
+    if odd:
+        other = next(name for name in (*fixed, *others) if fixed.get(name) != fixed[odd[0]])
+        name, there = odd[0], fixed.get(other, "any number")
+        raise DataError(
+            f"{_described(graph, name, found[name])}, {fixed[name]} samples, and '{_in_file(graph, other)}' has "
+            f"{there}; say it by name, {_in_file(graph, name)}=AXIS"
+        )
+    return found
+
+
+def _known(graph: Graph, name: str) -> str:
+    """The input or output of the canonical graph that is called so, also as the file has it."""
+    if name in graph.inputs:
+        return name
+    try:
+        return output_name(graph, name)
+    except TargetError:
+        outputs = (_in_file(graph, output) for output in graph.outputs)
+        raise DataError(
+            f"{graph.name}: batch axis: no input or output is named '{name}'; the model has {', '.join(graph.inputs)} "
+            f"and {', '.join(outputs)}"
+        ) from None
+
+
+def _in_file(graph: Graph, name: str) -> str:
+    """What the file calls an input or output, also one that an activation was cut off from."""
+    return graph.cuts[name].outputs[0] if name in graph.cuts else name
+
+
+def _described(graph: Graph, name: str, axis: int) -> str:
+    shape = (graph.inputs.get(name) or graph.outputs[name]).shape
+    shown = "of unknown shape" if shape is None else f"({', '.join(str(size or 'any') for size in shape)})"
+    return f"{graph.name}: batch axis {axis}: '{_in_file(graph, name)}' is {shown}"
 
 
 def _order(info: TensorInfo, axis: int | None) -> Order:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrp_onnx.batch_axis import BATCH_AXIS_KEY
 from lrp_onnx.data import Batch, Dataset, batches
 from lrp_onnx.embedding import embed
 from lrp_onnx.engine import DEFAULT_COMPOSITE, Explainer, Explanation
@@ -310,6 +311,7 @@ class _Run:
             target=str(self.target),
             seed=self.seed,
             preprocess=None if preprocess is None else preprocess.to_json(),
+            batch_axis=graph.metadata.get(BATCH_AXIS_KEY),
             classes=classes,
             loss=self.measure or "",
             threshold=self.judge.threshold,

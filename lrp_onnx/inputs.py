@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from lrp_onnx.batch_axis import batch_first
+from lrp_onnx.batch_axis import BatchAxis, batch_first
 from lrp_onnx.converters.conversion import CLASSES_KEY
 from lrp_onnx.data import Dataset, open_dataset
 from lrp_onnx.data.dataset import reason_of
@@ -137,16 +137,20 @@ def read_classes(path: Path | None) -> list[str] | None:
     return [str(name) for name in names]
 
 
-def load_described(path: Path, preprocess: str | None = None, classes: Path | None = None) -> Graph:
-    """Load a model; what is said of its preprocessing and classes takes the place of its own metadata.
+def load_described(
+    path: Path, preprocess: str | None = None, classes: Path | None = None, batch_axis: BatchAxis | None = None
+) -> Graph:
+    """Load a model; what is said of its preprocessing, classes and batch takes the place of its own metadata.
 
     Raises
     ------
     ModelError, DataError
-        One of the three cannot be read.
+        One of them cannot be read, or does not fit the model.
     """
     said, names = read_preprocess(preprocess), read_classes(classes)
     graph = load(path)
+    if batch_axis is not None:
+        graph = batch_first(graph, batch_axis)
     shape = next((info.shape for info in graph.inputs.values()), None) or ()
     return describe(graph, None if said is None else Preprocess.for_input(said, shape[1:]), names)
 

@@ -110,9 +110,9 @@ def require_rows(model: str, output: str, shape: tuple[int, ...], batch: int) ->
     others = [axis for axis, size in enumerate(shape) if size == batch]
     where = f"; its batch seems to be dimension {others[0]}" if len(others) == 1 and batch > 1 else ""
     raise DataError(
-        f"{model}: output '{output}' has shape {shape} for a batch of {batch}; expected a row per sample{where}: name "
-        "that dimension in the ONNX file as the input's batch is named (dynamic_axes of torch.onnx.export), or choose "
-        "another output with --output-name"
+        f"{model}: output '{output}' has shape {shape} for a batch of {batch}; expected a row per sample{where}: say "
+        f"--batch-axis {output}={others[0] if len(others) == 1 else 'AXIS'}, name that dimension in the ONNX file as "
+        "the input's batch is named (dynamic_axes of torch.onnx.export), or choose another output with --output-name"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lrp_onnx.cli.options import (
+    BatchAxisOption,
     ClassesOption,
     JsonOption,
     OverwriteOption,
@@ -45,6 +46,7 @@ def command(
     ] = None,
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
+    batch_axis: BatchAxisOption = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Allow files whose loading runs code that they contain.")
     ] = False,
@@ -73,14 +75,15 @@ def command(
 ) -> None:
     """Convert a model to ONNX and check it against its source.
 
-    Preprocessing and class names travel in the ONNX file, so that later commands need not be told.
+    Preprocessing, class names and where the batch is travel in the ONNX file, so that later commands need not be told.
     """
+    from lrp_onnx.batch_axis import read_batch_axis, write_batch_axis
     from lrp_onnx.files import refuse_existing, save_model
     from lrp_onnx.inputs import read_classes, read_preprocess
 
     refuse_existing(output, overwrite)
     shapes = [read_shape(text) for text in input_shape] if input_shape else None
-    pictures, names = read_preprocess(preprocess), read_classes(classes)
+    pictures, names, axis = read_preprocess(preprocess), read_classes(classes), read_batch_axis(batch_axis)
     from lrp_onnx.converters import convert
 
     with status(f"Converting {source}"):
@@ -96,6 +99,8 @@ def command(
             outputs=outputs,
             custom_objects=custom_objects,
         )
+    if axis is not None:
+        write_batch_axis(conversion.model, axis)
     files = save_model(conversion.model, output, overwrite=overwrite)
     if as_json:
         show_json(

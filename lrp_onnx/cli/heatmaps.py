@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lrp_onnx.cli.options import (
+    BatchAxisOption,
     BiasOption,
     ClassesOption,
     CompositeOption,
@@ -87,6 +88,7 @@ def command(
     ] = None,
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
+    batch_axis: BatchAxisOption = None,
     unlabelled: UnlabelledOption = False,
     vocab: VocabOption = None,
     batch_size: Annotated[
@@ -131,7 +133,7 @@ def command(
     run_extensions(extensions)
     rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
     with status(f"Loading {model}"):
-        described = load_model(model, preprocess, classes)
+        described = load_model(model, preprocess, classes, batch_axis)
         graph, dataset = open_both(described, data, unlabelled=unlabelled, output=output_name, vocabulary=vocab)
     with progress("Explaining") as advance:
         options: Any = {

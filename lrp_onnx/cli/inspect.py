@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lrp_onnx.cli.options import (
+    BatchAxisOption,
     BiasOption,
     ClassesOption,
     CompositeOption,
@@ -40,6 +41,7 @@ def command(
     extensions: ExtensionsOption = None,
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
+    batch_axis: BatchAxisOption = None,
     eps: EpsOption = None,
     gamma: GammaOption = None,
     bias: BiasOption = None,
@@ -80,7 +82,7 @@ def command(
     run_extensions(extensions)
     rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
     with status(f"Loading {model}"):
-        inspection = inspect_model(load_model(model, preprocess, classes), rules)
+        inspection = inspect_model(load_model(model, preprocess, classes, batch_axis), rules)
     found = describe(inspection)
     if graph is not None:
         save_model(canonical_model(inspection.graph), graph, overwrite=overwrite)

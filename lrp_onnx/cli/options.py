@@ -76,6 +76,16 @@ VocabOption = Annotated[
         show_default=False,
     ),
 ]
+BatchAxisOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--batch-axis",
+        metavar="AXIS|NAME=AXIS",
+        help="Which dimension of inputs and outputs holds the samples, from 0, where the model does not say it by the "
+        "names of its dimensions: of all of them, or of one; repeatable.",
+        show_default=False,
+    ),
+]
 UnlabelledOption = Annotated[
     bool, typer.Option("--unlabelled", help="Read folders and labels that match no class as unlabelled.")
 ]
@@ -187,11 +197,14 @@ def read_shape(text: str) -> tuple[int, ...]:
         raise DataError(f"--input-shape {text}: expected whole numbers such as 3,224,224 (without the batch)") from None
 
 
-def load_model(path: Path, preprocess: str | None, classes: Path | None) -> Graph:
+def load_model(
+    path: Path, preprocess: str | None, classes: Path | None, batch_axis: Sequence[str] | None = None
+) -> Graph:
     """The model, with what the options say in place of its own metadata."""
+    from lrp_onnx.batch_axis import read_batch_axis
     from lrp_onnx.inputs import load_described
 
-    return load_described(path, preprocess, classes)
+    return load_described(path, preprocess, classes, read_batch_axis(batch_axis))
 
 
 def read_composite(name: str, rules: Sequence[str] | None = None, **parameters: Any) -> Composite:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrp_onnx.cli.options import (
+    BatchAxisOption,
     ClassesOption,
     Data,
     ExtensionsOption,
@@ -40,6 +41,7 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="CSV file to write.")] = Path("results.csv"),
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
+    batch_axis: BatchAxisOption = None,
     unlabelled: UnlabelledOption = False,
     output_name: OutputNameOption = None,
     vocab: VocabOption = None,
@@ -62,7 +64,7 @@ def command(
     refuse_existing(output, overwrite)
     run_extensions(extensions)
     with status(f"Loading {model}"):
-        graph = load_model(model, preprocess, classes)
+        graph = load_model(model, preprocess, classes, batch_axis)
     from lrp_onnx.inputs import open_both
     from lrp_onnx.predictions import write_predictions
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrp_onnx.cli.options import (
+    BatchAxisOption,
     BiasOption,
     ClassesOption,
     CompositeOption,
@@ -53,6 +54,7 @@ def command(
     extensions: ExtensionsOption = None,
     preprocess: PreprocessOption = None,
     classes: ClassesOption = None,
+    batch_axis: BatchAxisOption = None,
     target: TargetOption = "predicted",
     output_name: OutputNameOption = None,
     vocab: VocabOption = None,
@@ -76,7 +78,7 @@ def command(
 
     run_extensions(extensions)
     rules = read_composite(composite, rule, eps=eps, gamma=gamma, bias=bias, low=low, high=high)
-    graph = load_model(model, preprocess, classes)
+    graph = load_model(model, preprocess, classes, batch_axis)
     with steps() as advance:
         options: Any = {"loss": loss}  # its value is checked by the library
         found = verify(

@@ -169,7 +169,7 @@ class _Run:
                 f"{store.path}: samples of shape {store.attribution.shape[1:]}; expected pictures (`lrp-onnx verify` "
                 "follows other inputs)"
             )
-        graph = batch_first(self.model if isinstance(self.model, Graph) else load(self.model))
+        graph = batch_first(self.model if isinstance(self.model, Graph) else load(self.model), store.batch_axis)
         if graph.sha256 != store.attrs["model_sha256"]:
             raise StoreError(f"{store.path}: heatmaps of another model, {store.attrs['model']}, than {graph.name}")
         if len(graph.inputs) > 1:

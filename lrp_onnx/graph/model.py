@@ -78,6 +78,8 @@ class Graph:
         Node name -> why no relevance can go through it: branches and loops that depend on the data.
     notes : tuple of str
         What holds for the whole model and its user should know.
+    moved : frozenset of str
+        Inputs and outputs whose batch was moved to the front (`batch_first`).
     """
 
     model: onnx.ModelProto
@@ -95,6 +97,7 @@ class Graph:
     history: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    moved: frozenset[str] = frozenset()
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

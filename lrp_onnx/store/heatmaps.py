@@ -368,6 +368,11 @@ class HeatmapStore:
         text = self._file.attrs["preprocess"]
         return None if text == "null" else text
 
+    @property
+    def batch_axis(self) -> Any:
+        """Where the model's batch was said to be, as `batch_first` takes it; None where nothing was said."""
+        return json.loads(self._file.attrs.get("batch_axis", "null"))
+
 
 def _narrowed(values: Any) -> np.ndarray:
     """As float16, by torch, which takes a tenth of numpy's time; FloatingPointError for finite values beyond it."""

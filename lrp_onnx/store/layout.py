@@ -24,8 +24,8 @@ COMPRESSIONS = ("gzip", "lzf", "zstd", "lz4")
 PLUGIN_COMPRESSIONS = ("zstd", "lz4")
 # The attributes by which a resumed run is known to be the same.
 RUN_ATTRIBUTES = ("model_sha256", "composite", "target", "seed", "preprocess", "classes", "compress")
-# Those of regression, and what they are in a store that was made without them.
-REGRESSION_ATTRIBUTES = {"loss": "", "threshold": "null", "target_names": "null"}
+# Those that came later, and what they are in a store that was made without them.
+LATER_ATTRIBUTES = {"loss": "", "threshold": "null", "target_names": "null", "batch_axis": "null"}
 # The results of a sample that are one number each, and what they are before the sample is done.
 RESULTS: dict[str, tuple[str, float]] = {
     "predicted": ("int32", -1),
@@ -83,6 +83,8 @@ class StoreSpec:
     layer_dtype : {"float32", "float16"}
     compress : {None, "gzip", "lzf", "zstd", "lz4"}
         The last two need the package hdf5plugin, to read too.
+    batch_axis : str or None
+        JSON of what was said of where the model's batch is, see `lrp_onnx.batch_axis`.
     batch_size : int or None
         How many samples were explained at a time, so that a resumed run can do the same.
 
@@ -113,6 +115,7 @@ class StoreSpec:
     tokens: Sequence[Sequence[str]] | np.ndarray | None = None
     layer_dtype: str = "float32"
     compress: str | None = None
+    batch_axis: str | None = None
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -156,6 +159,7 @@ class StoreSpec:
         return {
             **{name: getattr(self, name) for name in ("model_sha256", "composite", "target", "seed")},
             "preprocess": "null" if self.preprocess is None else self.preprocess,
+            "batch_axis": "null" if self.batch_axis is None else self.batch_axis,
             "classes": json.dumps(self.classes and list(self.classes), ensure_ascii=False),
             "compress": self.compress or "",
             "loss": self.loss,
@@ -178,7 +182,7 @@ def file_identity(file: h5py.File) -> dict[str, Any]:
     layers = sorted(file["layers"].values(), key=lambda dataset: dataset.attrs["order"])
     return {
         **{name: file.attrs[name] for name in RUN_ATTRIBUTES},
-        **{name: file.attrs.get(name, missing) for name, missing in REGRESSION_ATTRIBUTES.items()},
+        **{name: file.attrs.get(name, missing) for name, missing in LATER_ATTRIBUTES.items()},
         "number of samples": len(file["attribution"]),
         "paths": file["samples/path"].asstr()[:].tolist(),
         "index": file["index"][:].tolist(),
@@ -229,7 +233,7 @@ def lay_out(
         model=spec.model,
         complete=False,
         batch_size=spec.batch_size or 0,
-        **{name: known[name] for name in (*RUN_ATTRIBUTES, *REGRESSION_ATTRIBUTES)},
+        **{name: known[name] for name in (*RUN_ATTRIBUTES, *LATER_ATTRIBUTES)},
     )
     count, outputs = len(spec), spec.output_shape
 

@@ -15,6 +15,7 @@ from torch import nn
 import lrp_onnx
 from lrp_onnx.batch_axis import batch_first
 from lrp_onnx.cli.app import run
+from lrp_onnx.errors import DataError
 from lrp_onnx.graph import load
 from lrp_onnx.graph.check import canonical_differences
 from lrp_onnx.store import HeatmapStore
@@ -146,3 +147,114 @@ def test_an_output_whose_batch_cannot_be_told_is_refused_by_name(
         said = capsys.readouterr().err
         assert "output 'y' has shape (6, 2, 4) for a batch of 2; expected a row per sample" in said
         assert "its batch seems to be dimension 1" in said and said.count("error:") == 1
+
+
+def unnamed(net: nn.Module, shape: tuple[int, ...], path: Path) -> str:
+    """A model that says of no dimension what it is."""
+    free = {"x": {0: "p", 1: "q"}, "y": {0: "r", 1: "s"}}
+    path.write_bytes(exported(net, shape, free))
+    return str(path)
+
+
+@pytest.mark.parametrize("said", [["1"], ["x=1", "y=1"], ["0", "x=1", "y=1"]], ids=["all", "by name", "both"])
+def test_the_user_says_where_the_batch_is(said: list[str], recurrent: Recurrent, tmp_path: Path) -> None:
+    model = unnamed(recurrent, (STEPS, 2, FEATURES), tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((9, STEPS, FEATURES)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    files, batch = [model, str(tmp_path / "x.npy")], [part for text in said for part in ("--batch-axis", text)]
+    with torch.no_grad():
+        wanted = recurrent(torch.from_numpy(x).transpose(0, 1)).transpose(0, 1).numpy()
+    store, target = tmp_path / "h.h5", ["--composite", "epsilon", "--target", "position:-1"]
+    assert run(["heatmaps", *files, *batch, "-o", str(store), *target]) == 0
+    with HeatmapStore(store) as heatmaps:
+        assert heatmaps.prediction[:] == pytest.approx(wanted, abs=1e-5)
+        assert heatmaps.batch_axis == {name or "": int(axis) for name, _, axis in (s.rpartition("=") for s in said)}
+    assert run(["heatmaps", *files, *batch, "-o", str(store), *target, "--resume"]) == 0
+    assert run(["heatmaps", *files, "-o", str(store), *target, "--resume"]) == 2  # another layout of the same file
+    assert run(["test", *files, *batch, "-o", str(tmp_path / "r.csv"), "--batch-size", "4"]) == 0
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 10
+    assert run(["verify", *files, *batch, *target, "--samples", "9"]) == 0
+    assert run(["inspect", model, *batch, "--svg", str(tmp_path / "m.svg"), "--on", files[1]]) == 0
+
+
+def test_what_was_said_travels_in_the_file(
+    recurrent: Recurrent, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, told = unnamed(recurrent, (STEPS, 2, FEATURES), tmp_path / "m.onnx"), str(tmp_path / "told.onnx")
+    assert run(["convert", model, "-o", told, "--batch-axis", "1"]) == 0
+    graph = load(told)
+    moved = batch_first(graph)
+    assert moved.inputs["x"].shape == ("q", "p", FEATURES) and moved.moved and batch_first(moved) is moved
+    assert load(model).metadata.keys() < graph.metadata.keys()  # the model itself stays as it is
+    stays = batch_first(graph, {"x": 0, "y": 0})
+    assert stays.inputs["x"].shape == ("p", "q", FEATURES)
+    assert run(["convert", model, "-o", str(tmp_path / "no.onnx"), "--batch-axis", "z=1"]) == 2
+    assert "no input or output is named 'z'; the model has x and y" in capsys.readouterr().err
+
+
+class Layout(nn.Module):
+    """Pictures with the samples last, (C, H, W, N), to two classes (N, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * 64, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.convolution(x.permute(3, 0, 1, 2)).relu().flatten(1)).softmax(-1)
+
+
+def test_evaluate_follows_what_the_store_says(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Layout(), np.random.default_rng(0).standard_normal((6, 1, 8, 8)).astype(np.float32)
+    model = tmp_path / "m.onnx"
+    model.write_bytes(exported(net, (1, 8, 8, 2), {"x": {3: "how_many"}, "y": {0: "rows"}}))
+    np.save(tmp_path / "x.npy", x)
+    store = str(tmp_path / "h.h5")
+    said = ["--batch-axis", "x=3", "--composite", "epsilon"]
+    assert run(["heatmaps", str(model), str(tmp_path / "x.npy"), "-o", store, *said]) == 0
+    with HeatmapStore(store) as heatmaps:
+        assert heatmaps.attribution.shape == (6, 1, 8, 8)
+    assert run(["evaluate", store, str(model), "-o", str(tmp_path / "e"), "--steps", "3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "because"),
+    [
+        (["front"], "--batch-axis front: expected AXIS, or NAME=AXIS"),
+        (["-1"], "--batch-axis -1: expected AXIS"),
+        (["x="], "--batch-axis x=: expected AXIS"),
+        (["x=1", "x=2"], "--batch-axis x=2: x was 1 before"),
+        (["z=1"], "no input or output is named 'z'; the model has x and y"),
+        (["x=4"], "batch axis 4: 'x' is (1, 8, 8, how_many); say it by name, x=AXIS"),
+        (["3"], "'y' is (how_many, 2); say it by name"),
+        (["1"], "'y' is (how_many, 2), 2 samples, and 'x' has 8"),
+    ],
+)
+def test_nonsense_is_said_in_one_line(
+    said: list[str], because: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(exported(Layout(), (1, 8, 8, 2), {"x": {3: "how_many"}, "y": {0: "rows"}}))
+    np.save(tmp_path / "x.npy", np.zeros((2, 1, 8, 8), np.float32))
+    batch = [f"--batch-axis={text}" for text in said]
+    for command in (["verify"], ["heatmaps", "-o", str(tmp_path / "h.h5")], ["test", "-o", str(tmp_path / "r.csv")]):
+        assert run([command[0], str(tmp_path / "m.onnx"), str(tmp_path / "x.npy"), *command[1:], *batch]) == 2
+        printed = capsys.readouterr().err
+        assert because in " ".join(printed.split()) and printed.count("error:") == 1
+
+
+def test_a_number_for_all_is_refused_where_an_output_has_classes_there(recurrent: Recurrent) -> None:
+    last = nn.Sequential(recurrent, Last())
+    graph = load(exported(last, (STEPS, 2, FEATURES), {"x": {0: "p", 1: "q"}, "y": {0: "r"}}))
+    with pytest.raises(DataError, match=r"'y' is \(r, 4\), 4 samples, and 'x' has any number; say it by name, y=AXIS"):
+        batch_first(graph, 1)
+    x = torch.randn(3, STEPS, FEATURES)
+    with torch.no_grad():
+        wanted = last(x.transpose(0, 1)).numpy()
+    for axis in ({"x": 1}, {"x": 1, "y": 0}, {"": 1, "y": 0}):
+        e = lrp_onnx.Explainer(batch_first(graph, axis), "epsilon").explain(x.numpy())
+        assert e.output.numpy() == pytest.approx(wanted, abs=1e-5)
+
+
+class Last(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[-1]
