@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from lrp_onnx.errors import DataError, ModelError
 from lrp_onnx.graph import Graph, Node
-from lrp_onnx.ops import find, run
+from lrp_onnx.ops import find, moved, numbers_of, run
 from lrp_onnx.runtime import CHANNELS_LAST, first_line, open_session
+
+CPU = torch.device("cpu")
 
 
 class Forward(Protocol):
@@ -25,35 +27,37 @@ class Forward(Protocol):
 
 
 def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A constant of the model in torch: floats in the precision of the run, on the device; integers stay on the CPU."""
+    """A constant of the model in torch, on the device; floats in the precision of the run."""
     if array.dtype.kind not in "fiub":  # bfloat16 and kin, from ml_dtypes
         array = array.astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the array may be read-only; we never write to it
         tensor = torch.from_numpy(np.asarray(array, order="C"))
-    if tensor.is_floating_point():
-        return tensor.to(device=device, dtype=dtype)
-    return tensor
+    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 class Constants:
-    """The constants of a model in torch, in one precision and on one device, each there once for all that read it.
+    """The constants of a model in torch, in the precision and on the device of a run, each there once for all readers.
 
-    It lives as long as one of these holds it: a rule may have made something of its own of it.
+    It lives as long as one of these holds it: a rule may have made something of its own of it. Beside an accelerator,
+    what ops take as Python numbers, and what the host computes with, is on the CPU.
     """
 
     def __init__(self, graph: Graph, dtype: torch.dtype, device: torch.device) -> None:
         self.graph, self.dtype, self.device = graph, dtype, device
-        self._made: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
+        self._made: WeakValueDictionary[tuple[str, torch.device], Tensor] = WeakValueDictionary()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.graph.initializers
-
-    def __getitem__(self, name: str) -> Tensor:
-        made = self._made.get(name)
+    def on(self, device: torch.device, name: str) -> Tensor:
+        made = self._made.get((name, device))
         if made is None:
-            made = self._made[name] = to_tensor(self.graph.initializers[name], self.dtype, self.device)
+            made = self._made[name, device] = to_tensor(self.graph.initializers[name], self.dtype, device)
         return made
+
+    def of(self, node: Node, device: torch.device | None = None) -> dict[int, Tensor]:
+        """Those that a node reads, by position, for where it runs: the device of the run by default."""
+        there, numbers = device or self.device, numbers_of(node)
+        reads = {p: name for p, name in enumerate(node.inputs) if name in self.graph.initializers}
+        return {p: self.on(CPU if p in numbers else there, name) for p, name in reads.items()}
 
 
 def make_forward(
@@ -124,16 +128,18 @@ class TorchForward:
         device: torch.device,
         constants: Constants | None = None,
     ) -> None:
-        self._names, self._dtype = list(names), dtype
+        self._names, self._dtype, self._device = list(names), dtype, device
         self._nodes: list[Node] = []  # those that the names depend on, in execution order
         wanted = set(self._names)
         for node in reversed(graph.nodes):
             if wanted.intersection(node.outputs):
                 self._nodes.insert(0, node)
                 wanted.update(n for n in (*node.inputs, *node.captured) if n)
-        self._branching = {node: _Branching(graph, node) for node in self._nodes if _is_branching(node)}
-        made = Constants(graph, dtype, device) if constants is None else constants
-        self._constants = {name: made[name] for name in graph.initializers if name in wanted}
+        self._constants = Constants(graph, dtype, device) if constants is None else constants
+        self._branching = {
+            node: _Branching(graph, node, self._constants) for node in self._nodes if _is_branching(node)
+        }
+        self._at = {node: self._constants.of(node) for node in self._nodes}
         self._last_use = {
             name: i for i, node in enumerate(self._nodes) for name in (*node.inputs, *node.captured) if name
         }
@@ -142,14 +148,10 @@ class TorchForward:
         values = dict(inputs)
         keep = set(self._names)
         for i, node in enumerate(self._nodes):
-            arguments = [
-                None if not n else self._constants[n] if n in self._constants else values[n] for n in node.inputs
-            ]
+            arguments = self._arguments(node, values)
             try:
-                if node in self._branching:
-                    outputs = self._branching[node](self._constants | values)
-                else:
-                    outputs = run(node, find(node), arguments)
+                branching = self._branching.get(node)
+                outputs = branching(values) if branching else run(node, find(node), arguments)
             except RuntimeError as error:
                 shapes = ", ".join(str(tuple(a.shape)) for a in arguments if a is not None)
                 raise DataError(f"{node}: {first_line(error)} (inputs {shapes})") from error
@@ -159,7 +161,25 @@ class TorchForward:
             for name in (*node.inputs, *node.captured):
                 if self._last_use.get(name) == i and name not in keep:
                     values.pop(name, None)
-        return {name: values[name] for name in self._names}
+        return {name: self._result(values[name]) for name in self._names}
+
+    def _arguments(self, node: Node, values: Mapping[str, Tensor]) -> list[Tensor | None]:
+        constants = self._at[node]
+        computed = [values[n] if n and p not in constants else None for p, n in enumerate(node.inputs)]
+        if self._device.type != "cpu" and self._is_hosts(node, computed):
+            constants = self._constants.of(node, CPU)
+        return [constants.get(p, x) for p, x in enumerate(computed)]
+
+    def _is_hosts(self, node: Node, computed: Sequence[Tensor | None]) -> bool:
+        """Whether the host computes a node, of shapes: so that nothing waits for the accelerator to tell them."""
+        numbers = numbers_of(node)
+        data = [x for p, x in enumerate(computed) if x is not None and p not in numbers]
+        if any(x.is_floating_point() or not x.is_cpu for x in data):
+            return all(x.is_cpu for x in data)
+        return not any(x.is_floating_point() for p, x in self._at[node].items() if p not in numbers)
+
+    def _result(self, value: Tensor) -> Tensor:
+        return moved(value, self._device) if value.is_floating_point() else value
 
 
 def _is_branching(node: Node) -> bool:
@@ -169,8 +189,8 @@ def _is_branching(node: Node) -> bool:
 class _Branching:
     """A branch or a loop, beside the relevance path, in ONNX Runtime: its choice is known only when it runs."""
 
-    def __init__(self, graph: Graph, node: Node) -> None:
-        self._node = node
+    def __init__(self, graph: Graph, node: Node, constants: Constants) -> None:
+        self._node, self._constants = node, constants
         self._names = list(dict.fromkeys(n for n in (*node.inputs, *node.captured) if n))
         self._types = {n: graph.dtypes.get(n, onnx.TensorProto.FLOAT) for n in self._names}
         model = onnx.ModelProto(ir_version=graph.model.ir_version, opset_import=graph.model.opset_import)
@@ -183,9 +203,8 @@ class _Branching:
 
     def __call__(self, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Its outputs, one for each name, computed in the types of the model."""
-        feeds = {
-            n: values[n].cpu().numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(t)) for n, t in self._types.items()
-        }
+        given = {n: values[n].cpu() if n in values else self._constants.on(CPU, n) for n in self._types}
+        feeds = {n: given[n].numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(t)) for n, t in self._types.items()}
         device = next((value.device for value in values.values() if value.is_floating_point()), torch.device("cpu"))
         try:
             found = iter(self._session.run(None, feeds))

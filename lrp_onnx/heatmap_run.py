@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrp_onnx.accelerator import Fetching
 from lrp_onnx.batch_axis import BATCH_AXIS_KEY
 from lrp_onnx.data import Batch, Dataset, batches
 from lrp_onnx.embedding import embed
@@ -385,13 +386,15 @@ class _Run:
         result = self._explain((batch.inputs, batch.others), self.feed.pad(batch.labels), expected, recorder)
         # a slice copies nothing
         picked = slice(None) if len(fresh) == len(result.output) else torch.from_numpy(fresh)
-        output = result.output.cpu()[picked]
-        relevance = {name: result.relevance[name].cpu()[picked] for name in self.recorded}
-        sums = recorder.sums(self.recorded)[picked]
+        biases = torch.stack([node.bias for node in result.conservation])
+        given = [result.output, recorder.sums(self.recorded), biases]
+        fetched = Fetching([*given, *(result.relevance[name] for name in self.recorded)]).wait()
+        output, sums, absorbed = fetched[0][picked], fetched[1][picked], fetched[2].tolist()
+        relevance = {name: tensor[picked] for name, tensor in zip(self.recorded, fetched[3:], strict=True)}
         reached = sums[:, [self.recorded.index(name) for name in self.inputs if name in relevance]]
         # the ledger is of the whole batch: its part that is padding or done already is left out in proportion
-        biases = sum(float(node.bias) for node in result.conservation) * len(fresh) / len(result.output)
-        totals = {"input": float(reached.sum()), "start": float(sums[:, -1].sum()), "biases": biases}
+        share = sum(absorbed) * len(fresh) / len(result.output)
+        totals = {"input": float(reached.sum()), "start": float(sums[:, -1].sum()), "biases": share}
         targets = None if batch.targets is None else batch.targets[fresh]
         verdict = self.judge(output.numpy(), batch.inputs, batch.labels[fresh], targets)
         regression: dict[str, Any] = {}

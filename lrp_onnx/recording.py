@@ -24,6 +24,7 @@ class Recorder:
     def __init__(self, narrow: Collection[str]) -> None:
         self._narrow = narrow
         self._sums: dict[str, Tensor] = {}
+        self._beyond: dict[str, Tensor] = {}  # of an accelerator, which nobody waits for in the middle of the walk
         self._last: tuple[Tensor, int, Tensor, Tensor] | None = None
 
     def __call__(self, name: str, relevance: Tensor) -> Tensor:
@@ -44,15 +45,35 @@ class Recorder:
         memory = _as_in_memory(relevance)
         self._sums[name] = memory.reshape(len(memory), -1).sum(dim=1)
         if narrow:
-            values = _narrowed(name, relevance, memory)
+            values = self._narrowed(name, relevance, memory)
         else:
             values = relevance.clone(memory_format=torch.contiguous_format)
         self._last = relevance, relevance._version, values, self._sums[name]
         return values
 
     def sums(self, names: Collection[str]) -> Tensor:
-        """Relevance of each sample at each of these tensors, float64 (n, L)."""
-        return torch.stack([self._sums[name].double() for name in names], dim=1).cpu()
+        """Relevance of each sample at each of these tensors, float64 (n, L).
+
+        Raises
+        ------
+        StoreError
+            As above, where an accelerator tells it only now.
+        """
+        if self._beyond:
+            told = torch.stack(list(self._beyond.values())).tolist()
+            for name, beyond in zip(self._beyond, told, strict=True):
+                _check(name, beyond)
+        return torch.stack([self._sums[name].double() for name in names], dim=1)
+
+    def _narrowed(self, name: str, relevance: Tensor, memory: Tensor) -> Tensor:
+        # narrowed first, so that the order is changed of half as many bytes
+        half = relevance.half()
+        if not relevance.is_cpu:
+            self._beyond[name] = half.isinf().sum() > relevance.isinf().sum()
+        # a norm is a fast bound of the largest value
+        elif not bool(torch.linalg.vector_norm(memory) <= _HALF_MAX):
+            _check(name, bool(half.isinf().sum() > relevance.isinf().sum()))
+        return half.contiguous()
 
 
 def _as_in_memory(relevance: Tensor) -> Tensor:
@@ -62,10 +83,6 @@ def _as_in_memory(relevance: Tensor) -> Tensor:
     return relevance.contiguous()
 
 
-def _narrowed(name: str, relevance: Tensor, memory: Tensor) -> Tensor:
-    # narrowed first, so that the order is changed of half as many bytes
-    half = relevance.half()
-    # a norm is a fast bound of the largest value
-    if not bool(torch.linalg.vector_norm(memory) <= _HALF_MAX) and half.isinf().sum() > relevance.isinf().sum():
+def _check(name: str, beyond: bool) -> None:
+    if beyond:
         raise StoreError(f"layer '{name}' has values beyond float16; store layers as float32")
-    return half.contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from lrp_onnx import rules
+from lrp_onnx.accelerator import Fetching, sent, true_float32
 from lrp_onnx.engine.analysis import bind_dimensions
 from lrp_onnx.engine.explanation import Explanation, NodeBalance, joined
 from lrp_onnx.engine.parts import independent, most_at_once, part_of, ranges
 from lrp_onnx.engine.plan import Plan, Step, build_plan, known_shape
-from lrp_onnx.engine.seed import Seed, Target, make_seed, output_name
+from lrp_onnx.engine.seed import Seed, Target, fetched, make_seed, output_name
 from lrp_onnx.errors import DataError, RuleError, TargetError
 from lrp_onnx.forward import Constants, Forward, make_forward
 from lrp_onnx.graph import Graph, load
@@ -78,7 +80,8 @@ class Explainer:
             raise DataError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
         self.output = output_name(self.graph, output)
         self._constants = Constants(self.graph, self.dtype, self.device)
-        self.plan: Plan = build_plan(self.graph, self.composite, self.output, self._constants)
+        with true_float32(self.device, self.dtype):
+            self.plan: Plan = build_plan(self.graph, self.composite, self.output, self._constants)
         if at_once is not None and at_once < 1:
             raise DataError(f"at_once is {at_once}; expected 1 or more samples")
         self.at_once = at_once
@@ -131,7 +134,8 @@ class Explainer:
         recorded = self._recorded(layers)
         samples = independent(self.plan, inputs, target, labels) if record is None else None
         if samples is None:
-            return self._explain(inputs, target, labels, seed, recorded, record)
+            only, index = self._explain(inputs, target, labels, seed, recorded, record)
+            return replace(only, target=fetched([index]))
         most = self.at_once or most_at_once(self.plan, inputs, self.dtype, self.device)
         parts = []
         for rows in ranges(samples, most):
@@ -139,7 +143,7 @@ class Explainer:
             parts.append(
                 self._explain(given, part_of(target, rows, samples), part_of(labels, rows, samples), seed, recorded)
             )
-        return joined(parts)
+        return replace(joined([part for part, _ in parts]), target=fetched([index for _, index in parts]))
 
     def _explain(
         self,
@@ -149,11 +153,13 @@ class Explainer:
         seed: Seed,
         recorded: frozenset[str],
         record: Record | None = None,
-    ) -> Explanation:
-        with torch.no_grad():
+    ) -> tuple[Explanation, Fetching | None]:
+        """The explanation without its target, which is on its way to the host while the walk goes on."""
+        with torch.no_grad(), true_float32(self.device, self.dtype):
             activations = self._forward(recorded)(inputs)
             output = activations[self.output]
             initial, index = make_seed(output, target, labels, self._seed_kind(seed), inputs.get(ATTENTION_MASK))
+            chosen = None if index is None else Fetching([index])
 
             def take(name: str, relevance: Tensor) -> Tensor:
                 if self.composite.times_input and name not in self.plan.ids:
@@ -161,7 +167,7 @@ class Explainer:
                 return relevance.contiguous() if record is None else record(name, relevance)
 
             relevance, ledger = self._walk(initial, inputs, activations, recorded, take)
-        return Explanation(output, index, relevance, ledger)
+        return Explanation(output, None, relevance, ledger), chosen
 
     def _seed_kind(self, seed: Seed) -> Seed:
         return seed if seed != "auto" else ("one" if self.composite.gradient else "logit")
@@ -196,7 +202,8 @@ class Explainer:
             if not fits:
                 shown = tuple("any" if d is None else d for d in wanted or ())
                 raise DataError(f"input '{name}' has shape {tuple(tensor.shape)}, the model wants {shown}")
-            result[name] = tensor.to(self.device, self.dtype if tensor.is_floating_point() else None).contiguous()
+            tensor = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+            result[name] = sent(tensor, self.device).contiguous()
         return result
 
     def _recorded(self, layers: Layers) -> frozenset[str]:

@@ -54,14 +54,13 @@ class Explanation:
 
 
 def joined(parts: Sequence[Explanation]) -> Explanation:
-    """The explanation of a batch from those of its parts, in order; these lose their relevance to it."""
+    """The explanation of a batch from those of its parts, in order, but for the target; these lose their relevance."""
     if len(parts) == 1:
         return parts[0]
-    targets = [part.target for part in parts if part.target is not None]
     names = list(parts[0].relevance)
     return Explanation(
         torch.cat([part.output for part in parts]),
-        np.concatenate(targets) if len(targets) == len(parts) else None,
+        None,
         # tensor by tensor, so that one alone is there twice
         {name: torch.cat([part.relevance.pop(name) for part in parts]) for name in names},
         [_sum(balances) for balances in zip(*(part.conservation for part in parts), strict=True)],

@@ -73,13 +73,17 @@ def _per_sample(value: Any, n: int) -> bool:
         return value in ("predicted", "label")
     if not isinstance(value, int | np.integer | np.ndarray | Tensor | list | tuple | range):
         return False
-    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    return array.shape == () or (len(array) == n and (array.ndim > 1 or array.dtype.kind in "iu"))
+    if isinstance(value, Tensor):
+        shape, whole = tuple(value.shape), not (value.is_floating_point() or value.dtype == torch.bool)
+    else:
+        array = np.asarray(value)
+        shape, whole = array.shape, array.dtype.kind in "iu"
+    return shape == () or (shape[0] == n and (len(shape) > 1 or whole))
 
 
 def part_of(value: Any, rows: slice, n: int) -> Any:
     """The rows of a target or of labels of n samples; itself where it is one for all."""
-    shape = np.shape(value.detach().cpu() if isinstance(value, Tensor) else value)
+    shape = value.shape if isinstance(value, Tensor) else np.shape(value)
     return value if value is None or isinstance(value, str) or not shape else value[rows]
 
 

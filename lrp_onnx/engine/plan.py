@@ -203,7 +203,7 @@ class _Builder:
 
     def _site(self, node: Node, active: tuple[int, ...]) -> Site:
         op = find(node)
-        constants = {p: self.constants[name] for p, name in enumerate(node.inputs) if name in self.constants}
+        constants = self.constants.of(node)
         if node.op_type in ("Conv", "ConvTranspose") and 1 in constants and self.dtype == torch.float32:
             constants[1] = _channels_last(constants[1])
         linear = op.linear(node, constants, active) if op and op.linear else None

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrp_onnx.accelerator import Fetching
 from lrp_onnx.engine.analysis import FLOATS
 from lrp_onnx.errors import TargetError
 from lrp_onnx.graph import Graph
+from lrp_onnx.ops import moved
 from lrp_onnx.targets import PLAIN, Chosen, parse
 
 Fixed = Literal["predicted", "label"] | str | int | Sequence[int] | np.ndarray | Tensor | Chosen
@@ -25,10 +27,11 @@ def make_seed(
     labels: Sequence[int] | np.ndarray | None,
     seed: Seed,
     valid: Tensor | None = None,
-) -> tuple[Tensor, np.ndarray | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Initial relevance, shaped as `output` (N, …), and the target of each sample, (N,) over the flattened output.
 
-    `valid` (N, T) tells the positions of a sequence from its padding.
+    `valid` (N, T) tells the positions of a sequence from its padding. The target lies where the output does, so that
+    nothing waits for it before the walk; it is -1 where several elements are explained, and None where that is known.
 
     Raises
     ------
@@ -47,18 +50,20 @@ def make_seed(
     array = None if isinstance(target, str | Chosen) else _array(target)
     shaped = array is not None and array.shape == tuple(output.shape) and (array.ndim > 1 or array.dtype.kind == "b")
     if shaped and array is not None and array.dtype.kind != "b":
-        return torch.as_tensor(array).to(output), None
+        return moved(torch.as_tensor(array).to(output.dtype), output.device), None
     if seed == "all":
         return output.clone(), None
     if isinstance(target, Chosen) or shaped:
-        weights = target.weights(output, valid) if isinstance(target, Chosen) else torch.as_tensor(array).to(output)
+        if isinstance(target, Chosen):
+            weights = target.weights(output, valid)
+        else:
+            weights = moved(torch.as_tensor(array).to(output.dtype), output.device)
         return (weights * output if seed == "logit" else weights), _single(weights)
     flat = output.reshape(n, -1)
     index = _index(flat, target, array, labels)
     initial = torch.zeros_like(flat)
     rows = torch.arange(n, device=output.device)
-    columns = torch.as_tensor(index, device=output.device)
-    initial[rows, columns] = flat[rows, columns] if seed == "logit" else 1.0
+    initial[rows, index] = flat[rows, index] if seed == "logit" else 1.0
     return initial.reshape(output.shape), index
 
 
@@ -80,24 +85,29 @@ def output_name(graph: Graph, name: str | None = None) -> str:
     return found
 
 
-def _single(weights: Tensor) -> np.ndarray | None:
-    """Index of the element that alone counts in each sample, (N,); None where several do."""
+def fetched(parts: Sequence[Fetching | None]) -> np.ndarray | None:
+    """The target of each sample for the host, of parts of a batch; None where several elements are explained."""
+    found = [None if part is None else part.wait()[0].numpy() for part in parts]
+    known = [index for index in found if index is not None and (index >= 0).all()]
+    return np.concatenate(known) if len(known) == len(parts) else None
+
+
+def _single(weights: Tensor) -> Tensor:
+    """Index of the element that alone counts in each sample, (N,); -1 where several do."""
     flat = weights.reshape(len(weights), -1)
-    alone = bool(((flat != 0).sum(dim=1) == 1).all())
-    return flat.abs().argmax(dim=1).cpu().numpy() if alone else None
+    alone = (flat != 0).sum(dim=1) == 1
+    return torch.where(alone, flat.abs().argmax(dim=1), -1)
 
 
 def _array(target: Any) -> np.ndarray:
     return target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
 
 
-def _index(
-    flat: Tensor, target: Fixed, array: np.ndarray | None, labels: Sequence[int] | np.ndarray | None
-) -> np.ndarray:
+def _index(flat: Tensor, target: Fixed, array: np.ndarray | None, labels: Sequence[int] | np.ndarray | None) -> Tensor:
     n, k = flat.shape
     if array is None:
         if target == "predicted":
-            return flat.argmax(dim=1).cpu().numpy()
+            return flat.argmax(dim=1)
         if target != "label":
             raise TargetError(
                 f"target must be 'predicted', 'label', an index, an array or a target by name, not '{target}'"
@@ -113,4 +123,4 @@ def _index(
     if array.size and (array.min() < 0 or array.max() >= k):
         wrong = array.max() if array.max() >= k else array.min()
         raise TargetError(f"target {wrong} is outside of the model's {k} outputs (0 to {k - 1})")
-    return np.broadcast_to(array, (n,)).astype(np.int64)
+    return moved(torch.from_numpy(np.broadcast_to(array, (n,)).astype(np.int64)), flat.device)

@@ -11,14 +11,14 @@ from torch import Tensor
 from lrp_onnx.errors import UnsupportedOpError
 from lrp_onnx.graph import Node
 from lrp_onnx.ops.activations import cast
-from lrp_onnx.ops.registry import Family, op
+from lrp_onnx.ops.registry import Family, moved, op
 
 route = partial(op, family="route", inputs=(0,))
 
 
 @route("Gather")
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    index = indices.long().to(x.device)
+    index = moved(indices.long(), x.device)
     index = torch.where(index < 0, index + x.shape[axis], index)
     picked = x.index_select(axis, index.flatten())
     axis = axis % x.ndim
@@ -27,13 +27,13 @@ def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
 
 @route("GatherElements")
 def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    index = indices.long().to(x.device)
+    index = moved(indices.long(), x.device)
     return x.gather(axis, torch.where(index < 0, index + x.shape[axis], index))
 
 
 @route("GatherND")
 def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
-    index = indices.long().to(x.device)
+    index = moved(indices.long(), x.device)
     depth, batches = index.shape[-1], math.prod(x.shape[:batch_dims])
     batch = torch.arange(batches, device=x.device)[:, None]
     rows = index.reshape(batches, -1, depth).unbind(-1)
@@ -60,7 +60,7 @@ def _scattered(x: Tensor, axis: int, index: Tensor, updates: Tensor, reduction: 
 
 @scatter("ScatterElements", "Scatter", inputs=(0, 2))
 def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
-    index = indices.long().to(x.device)
+    index = moved(indices.long(), x.device)
     return _scattered(x, axis, torch.where(index < 0, index + x.shape[axis], index), updates, reduction)
 
 
@@ -68,7 +68,7 @@ def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int =
 def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
     *rows, depth = indices.shape
     index = torch.zeros(rows, dtype=torch.long, device=x.device)  # of the slice that each update goes to
-    for size, part in zip(x.shape, indices.long().to(x.device).unbind(-1), strict=False):
+    for size, part in zip(x.shape, moved(indices.long(), x.device).unbind(-1), strict=False):
         index = index * size + torch.where(part < 0, part + size, part)
     rest = math.prod(x.shape[depth:])
     flat, new = x.reshape(-1, rest), updates.reshape(-1, rest)
@@ -82,7 +82,7 @@ def tensor_scatter(
     along = axis % past.ndim
     count, size = update.shape[along], past.shape[along]
     first = torch.zeros(len(past), dtype=torch.long) if write_indices is None else write_indices.long()
-    index = (first[:, None] + torch.arange(count)).to(past.device)  # (N, count)
+    index = moved(first, past.device)[:, None] + torch.arange(count, device=past.device)  # (N, count)
     index = index % size if mode == "circular" else index
     shape = [len(past) if d == 0 else count if d == along else 1 for d in range(past.ndim)]
     return past.scatter(along, index.reshape(shape).expand(update.shape), update)
@@ -91,26 +91,26 @@ def tensor_scatter(
 @route("ReverseSequence")
 def reverse_sequence(x: Tensor, sequence_lens: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> Tensor:
     time = torch.arange(x.shape[time_axis], device=x.device)
-    lengths = sequence_lens.long().to(x.device)[:, None]
+    lengths = moved(sequence_lens.long(), x.device)[:, None]
     index = torch.where(time < lengths, lengths - 1 - time, time)  # (N, T)
     index = index if batch_axis < time_axis else index.T
     shape = [s if d in (batch_axis, time_axis) else 1 for d, s in enumerate(x.shape)]
     return x.gather(time_axis, index.reshape(shape).expand(x.shape))
 
 
-@route("Compress")
+@route("Compress", numbers=(1,))
 def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor:
-    kept = condition.nonzero().flatten().to(x.device)
+    kept = moved(condition.nonzero().flatten(), x.device)
     return x.flatten().index_select(0, kept) if axis is None else x.index_select(axis, kept)
 
 
-@route("Trilu")
+@route("Trilu", numbers=(1,))
 def trilu(x: Tensor, k: Tensor | None = None, *, upper: int = 1) -> Tensor:
     diagonal = 0 if k is None else int(k)
     return x.triu(diagonal) if upper else x.tril(diagonal)
 
 
-@op("TopK", family="max", inputs=(0,))
+@op("TopK", family="max", inputs=(0,), numbers=(1,))
 def top_k(x: Tensor, k: Tensor, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Tensor, Tensor]:
     values, indices = x.sort(dim=axis, descending=bool(largest), stable=True)  # of equal elements the first comes first
     count = int(k)
@@ -120,7 +120,7 @@ def top_k(x: Tensor, k: Tensor, *, axis: int = -1, largest: int = 1, sorted: int
 # ---- nothing flows through these
 
 
-@op("OneHot", inputs=())
+@op("OneHot", inputs=(), numbers=(1,))
 def one_hot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -> Tensor:
     index, count = indices.long(), int(depth)
     at = axis % (index.ndim + 1)

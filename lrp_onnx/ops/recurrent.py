@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrp_onnx.errors import UnsupportedOpError
-from lrp_onnx.ops.registry import op
+from lrp_onnx.ops.registry import moved, op
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def _unrolled(
             if lengths is None:
                 state, outputs[t] = new, new[0]
                 continue
-            lives = (lengths.to(x.device) > t)[:, None]  # beyond its length a sequence gives zeros and keeps its state
+            # beyond its length a sequence gives zeros and keeps its state
+            lives = (moved(lengths, x.device) > t)[:, None]
             state = tuple(torch.where(lives, n, s) for n, s in zip(new, state, strict=True))
             outputs[t] = torch.where(lives, new[0], torch.zeros_like(new[0]))
         every.append(torch.stack([outputs[t] for t in range(len(x))]))

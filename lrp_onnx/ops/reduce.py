@@ -32,19 +32,19 @@ def _mean_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[
     return means(forward, **attributes)
 
 
-@op("ReduceMean", family="mean", inputs=(0,), linear=_mean_builder)
+@op("ReduceMean", family="mean", inputs=(0,), linear=_mean_builder, numbers=(1,))
 def reduce_mean(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     dims = _dims(x, axes, noop_with_empty_axes)
     return x.mean(dim=dims, keepdim=bool(keepdims)) if dims else x
 
 
-@op("ReduceSum", family="mean", inputs=(0,), linear=_mean_builder)
+@op("ReduceSum", family="mean", inputs=(0,), linear=_mean_builder, numbers=(1,))
 def reduce_sum(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     dims = _dims(x, axes, noop_with_empty_axes)
     return x.sum(dim=dims, keepdim=bool(keepdims)) if dims else x
 
 
-@op("ReduceMax", family="max", inputs=(0,))
+@op("ReduceMax", family="max", inputs=(0,), numbers=(1,))
 def reduce_max(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     dims = _dims(x, axes, noop_with_empty_axes)
     if not x.is_floating_point():
@@ -52,7 +52,7 @@ def reduce_max(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_emp
     return first_maximum(x, dims, keepdim=bool(keepdims))
 
 
-@op("ReduceMin", family="max", inputs=(0,))
+@op("ReduceMin", family="max", inputs=(0,), numbers=(1,))
 def reduce_min(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     dims = _dims(x, axes, noop_with_empty_axes)
     if not x.is_floating_point():
@@ -60,40 +60,40 @@ def reduce_min(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_emp
     return -first_maximum(-x, dims, keepdim=bool(keepdims))
 
 
-@op("ReduceProd", family="proportion", inputs=(0,))
+@op("ReduceProd", family="proportion", inputs=(0,), numbers=(1,))
 def reduce_prod(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     for d in sorted(_dims(x, axes, noop_with_empty_axes), reverse=True):
         x = x.prod(dim=d, keepdim=bool(keepdims))
     return x
 
 
-@op("ReduceL1", family="proportion", inputs=(0,))
+@op("ReduceL1", family="proportion", inputs=(0,), numbers=(1,))
 def reduce_l1(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
     return reduce_sum(x.abs(), axes, **options)
 
 
-@op("ReduceL2", family="proportion", inputs=(0,))
+@op("ReduceL2", family="proportion", inputs=(0,), numbers=(1,))
 def reduce_l2(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
     return reduce_sum(x * x, axes, **options).sqrt()
 
 
-@op("ReduceSumSquare", family="proportion", inputs=(0,))
+@op("ReduceSumSquare", family="proportion", inputs=(0,), numbers=(1,))
 def reduce_sum_square(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
     return reduce_sum(x * x, axes, **options)
 
 
-@op("ReduceLogSum", family="proportion", inputs=(0,))
+@op("ReduceLogSum", family="proportion", inputs=(0,), numbers=(1,))
 def reduce_log_sum(x: Tensor, axes: Axes = None, **options: int) -> Tensor:
     return reduce_sum(x, axes, **options).log()
 
 
-@op("ReduceLogSumExp", family="max", inputs=(0,))
+@op("ReduceLogSumExp", family="max", inputs=(0,), numbers=(1,))
 def reduce_log_sum_exp(x: Tensor, axes: Axes = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
     dims = _dims(x, axes, noop_with_empty_axes)
     return x.logsumexp(dim=dims, keepdim=bool(keepdims)) if dims else x
 
 
-@op("CumSum", family="sum", inputs=(0,))
+@op("CumSum", family="sum", inputs=(0,), numbers=(1,))
 def cumulative_sum(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
     along = int(axis)
     x = x.flip(along) if reverse else x
@@ -102,7 +102,7 @@ def cumulative_sum(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int 
     return total.flip(along) if reverse else total
 
 
-@op("CumProd", family="proportion", inputs=(0,))
+@op("CumProd", family="proportion", inputs=(0,), numbers=(1,))
 def cumulative_product(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
     along = int(axis)
     x = x.flip(along) if reverse else x

@@ -13,7 +13,7 @@ from torch import Tensor
 from lrp_onnx.errors import UnsupportedOpError
 from lrp_onnx.graph import Node
 from lrp_onnx.ops.pooling import first_maximum
-from lrp_onnx.ops.registry import Family, op
+from lrp_onnx.ops.registry import Family, moved, op
 
 
 def _roi_family(node: Node) -> Family:
@@ -69,9 +69,9 @@ def _samples(x: Tensor, size: int, cells: int, samples: int, low: float, extent:
     within = (torch.arange(samples, dtype=x.dtype) + 0.5) * (step / samples)
     at = low + step * torch.arange(cells, dtype=x.dtype)[:, None] + within
     inside = (at >= -1) & (at <= size)
-    at = at.clamp(0, size - 1).to(x.device)[..., None]
-    columns = torch.arange(size, dtype=x.dtype, device=x.device)
-    return (1 - (at - columns).abs()).clamp(min=0) * inside[..., None].to(x)
+    at = at.clamp(0, size - 1)[..., None]
+    columns = torch.arange(size, dtype=x.dtype)
+    return moved((1 - (at - columns).abs()).clamp(min=0) * inside[..., None].to(x.dtype), x.device)
 
 
 @op("MaxRoiPool", family="max", inputs=(0,))
@@ -136,7 +136,7 @@ def _centred(at: Tensor, size: int) -> Tensor:
     return (2 * at + 1) / size - 1
 
 
-@op("Col2Im", family="sum", inputs=(0,))
+@op("Col2Im", family="sum", inputs=(0,), numbers=(1, 2))
 def col2im(
     x: Tensor,
     image_shape: Tensor,
@@ -159,13 +159,13 @@ def col2im(
         shape[a], shape[a + n] = at.shape
         index = index * padded[a] + at.reshape(shape)
     flat = x.reshape(len(x), x.shape[1] // math.prod(block), -1)
-    image = flat.new_zeros((*flat.shape[:2], math.prod(padded))).index_add(2, index.flatten().to(x.device), flat)
+    image = flat.new_zeros((*flat.shape[:2], math.prod(padded))).index_add(2, moved(index.flatten(), x.device), flat)
     image = image.reshape(*flat.shape[:2], *padded)
     inner = tuple(slice(edges[a], edges[a] + s) for a, s in enumerate(sizes))
     return image[(slice(None), slice(None), *inner)]
 
 
-@op("NonMaxSuppression", inputs=())
+@op("NonMaxSuppression", inputs=(), numbers=(2, 3, 4))
 def non_max_suppression(
     boxes: Tensor,
     scores: Tensor,

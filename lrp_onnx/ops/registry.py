@@ -58,6 +58,9 @@ class Op:
         cheaper than differentiating `forward`.
     family_of : callable or None
         The family of a node whose attributes make it another one than `family`.
+    numbers : tuple of int
+        Positions of the inputs that torch takes as Python numbers: axes, sizes, a value to fill with. They stay on the
+        CPU, so that nothing waits for an accelerator to tell them.
     """
 
     op_type: str
@@ -69,6 +72,7 @@ class Op:
     linear: LinearBuilder | None = None
     adjoint: Callable[..., Sequence[Tensor]] | None = None
     family_of: Callable[[Node], Family] | None = None
+    numbers: tuple[int, ...] = ()
 
     def differentiable(self, node: Node) -> tuple[int, ...]:
         """Input positions of `node` that a gradient could flow to."""
@@ -227,12 +231,32 @@ def run(node: Node, op: Op | None, inputs: Sequence[Tensor | None]) -> tuple[Ten
         raise UnsupportedOpError(f"{node}: no forward pass in torch is known for op '{label(node)}'")
     try:
         counted = {"outputs": len(node.outputs)} if op.counts_outputs else {}
-        result = op.forward(*inputs, **node.attributes, **counted)
+        result = op.forward(*together(op, inputs), **node.attributes, **counted)
     except UnsupportedOpError as error:
         raise UnsupportedOpError(f"{node}: {error}") from error
     except TypeError as error:
         raise UnsupportedOpError(f"{node}: an attribute or input is not supported in torch ({error})") from error
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def numbers_of(node: Node) -> tuple[int, ...]:
+    """`Op.numbers` of a node's op."""
+    found = OPS.get((node.domain, node.op_type))
+    return found.numbers if found else ()
+
+
+def together(op: Op, inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The inputs of an op on one device: what the host computed, of shapes and places, follows to the accelerator."""
+    data = [x for p, x in enumerate(inputs) if x is not None and p not in op.numbers]
+    there = next((x.device for x in data if not x.is_cpu), None)
+    if there is None:
+        return inputs
+    return [x if x is None or p in op.numbers else moved(x, there) for p, x in enumerate(inputs)]
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device; the host waits for nothing but what it is to read."""
+    return x.to(device, non_blocking=x.is_cpu)
 
 
 def label(node: Node) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrp_onnx.errors import UnsupportedOpError
 from lrp_onnx.graph import Node
-from lrp_onnx.ops.registry import Linear, means, op
+from lrp_onnx.ops.registry import Linear, means, moved, op
 
 
 def _resize_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear:
@@ -69,20 +69,20 @@ def _kernel(distance: Tensor, mode: str, cubic: float) -> Tensor:
 def _resize_matrix(
     size_in: int, size_out: int, scale: float, roi: tuple[float, float], x: Tensor, options: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """(size_out, size_in) weights of one axis, and which outputs lie outside of the input."""
+    """(size_out, size_in) weights of one axis, and which outputs lie outside of the input, which the CPU knows."""
     nearest = options["mode"] == "nearest"
     # the nearest element in float32, as in ONNX Runtime: a rounding error decides which one it is
     dtype = np.float32 if nearest else np.float64
     places = _source_coordinates(size_in, size_out, scale, options["coordinates"], roi, dtype)
-    at = torch.from_numpy(places).to(x.device)
+    at = torch.from_numpy(places)
     outside = (at < 0) | (at > size_in - 1)
-    columns = torch.arange(size_in, dtype=at.dtype, device=at.device)
+    columns = torch.arange(size_in, dtype=at.dtype)
     if nearest:
         index = _rounded(at, options["nearest"]).clamp(0, size_in - 1)
-        return (index[:, None] == columns).to(x.dtype), outside
+        return moved((index[:, None] == columns).to(x.dtype), x.device), outside
     shrink = min(scale, 1.0) if options["antialias"] else 1.0
     reach = math.ceil((1 if options["mode"] == "linear" else 2) / shrink)
-    taps = torch.floor(at)[:, None] + torch.arange(1 - reach, reach + 1, dtype=at.dtype, device=at.device)
+    taps = torch.floor(at)[:, None] + torch.arange(1 - reach, reach + 1, dtype=at.dtype)
     weight = _kernel((taps - at[:, None]) * shrink, options["mode"], options["cubic"])
     inside = (taps >= 0) & (taps <= size_in - 1)
     if options["exclude_outside"]:
@@ -90,10 +90,10 @@ def _resize_matrix(
     weight = weight / weight.sum(1, keepdim=True)
     matrix = at.new_zeros((size_out, size_in))
     matrix.scatter_add_(1, taps.clamp(0, size_in - 1).long(), weight)
-    return matrix.to(x.dtype), outside
+    return moved(matrix.to(x.dtype), x.device), outside
 
 
-@op("Resize", family="mean", inputs=(0,), linear=_resize_builder)
+@op("Resize", family="mean", inputs=(0,), linear=_resize_builder, numbers=(1, 2, 3))
 def resize(
     x: Tensor,
     roi: Tensor | None = None,
@@ -132,7 +132,7 @@ def resize(
         ratios = [float(r) for r in given]
         targets = [math.floor(x.shape[a] * r + 1e-6) for a, r in zip(along, ratios, strict=True)]
     region = roi.tolist() if roi is not None and roi.numel() else [0.0] * len(along) + [1.0] * len(along)
-    blank = torch.zeros((), dtype=torch.bool, device=x.device)
+    blank = torch.zeros((), dtype=torch.bool)
     for k, (axis, target, ratio) in enumerate(zip(along, targets, ratios, strict=True)):
         if target == x.shape[axis] and ratio == 1:
             continue
@@ -141,7 +141,7 @@ def resize(
         x = torch.tensordot(x, matrix, dims=([axis], [1])).movedim(-1, axis)
         if coordinate_transformation_mode == "tf_crop_and_resize":
             blank = blank | outside.reshape([-1 if d == axis else 1 for d in range(x.ndim)])
-    return torch.where(blank, torch.full_like(x, extrapolation_value), x) if blank.any() else x
+    return torch.where(moved(blank, x.device), torch.full_like(x, extrapolation_value), x) if blank.any() else x
 
 
 def _upsample_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[int]) -> Linear:
@@ -152,7 +152,7 @@ def _upsample_with(given: Tensor | None, x: Tensor, **attributes: Any) -> Tensor
     return upsample(x, **({} if given is None else {"scales": given}), **attributes)
 
 
-@op("Upsample", family="mean", inputs=(0,), linear=_upsample_builder)
+@op("Upsample", family="mean", inputs=(0,), linear=_upsample_builder, numbers=(1,))
 def upsample(x: Tensor, scales: Tensor | Sequence[float] | None = None, *, mode: str = "nearest") -> Tensor:
     return resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 

@@ -22,7 +22,7 @@ def _reshaped(r: Tensor, shapes: Sequence[Sequence[int]], **_: Any) -> list[Tens
     return [r.reshape(tuple(shapes[0]))]
 
 
-@route("Reshape", adjoint=_reshaped)
+@route("Reshape", adjoint=_reshaped, numbers=(1,))
 def reshape(x: Tensor, shape: Ints = None, *, allowzero: int = 0) -> Tensor:
     sizes = ints(shape) or []
     return x.reshape([x.shape[i] if s == 0 and not allowzero else s for i, s in enumerate(sizes)])
@@ -34,14 +34,14 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
-@route("Squeeze", adjoint=_reshaped)
+@route("Squeeze", adjoint=_reshaped, numbers=(1,))
 def squeeze(x: Tensor, axes: Ints = None) -> Tensor:
     dims = ints(axes)
     drop = [d for d in range(x.ndim) if x.shape[d] == 1] if dims is None else [d % x.ndim for d in dims]
     return x.reshape([s for d, s in enumerate(x.shape) if d not in drop])
 
 
-@route("Unsqueeze", adjoint=_reshaped)
+@route("Unsqueeze", adjoint=_reshaped, numbers=(1,))
 def unsqueeze(x: Tensor, axes: Ints = None) -> Tensor:
     dims = ints(axes) or []
     ndim = x.ndim + len(dims)
@@ -69,7 +69,7 @@ def concat(*parts: Tensor, axis: int) -> Tensor:
     return torch.cat(parts, dim=axis)
 
 
-@route("Split", counts_outputs=True)
+@route("Split", counts_outputs=True, numbers=(1,))
 def split(
     x: Tensor, split: Ints = None, *, axis: int = 0, num_outputs: int | None = None, outputs: int = 1
 ) -> tuple[Tensor, ...]:
@@ -81,7 +81,7 @@ def split(
     return torch.split(x, sizes, dim=axis)
 
 
-@route("Slice")
+@route("Slice", numbers=(1, 2, 3, 4))
 def slice_(x: Tensor, starts: Ints = None, ends: Ints = None, axes: Ints = None, steps: Ints = None) -> Tensor:
     first, last = ints(starts) or [], ints(ends) or []
     dims, stride = ints(axes) or list(range(len(first))), ints(steps) or [1] * len(first)
@@ -90,7 +90,7 @@ def slice_(x: Tensor, starts: Ints = None, ends: Ints = None, axes: Ints = None,
         if step > 0:
             x = x[(slice(None),) * (d % x.ndim) + (slice(index.start, index.stop, step),)]
         else:
-            x = x.index_select(d, torch.tensor(list(index), dtype=torch.long, device=x.device))
+            x = x.index_select(d, index.start + step * torch.arange(len(index), device=x.device))
     return x
 
 
@@ -99,7 +99,7 @@ def _end(end: int, step: int, size: int) -> int | None:
     return None if step < 0 and end < -size else end
 
 
-@route("Pad")
+@route("Pad", numbers=(1, 2, 3))
 def pad(
     x: Tensor,
     pads: Ints = None,
@@ -134,12 +134,12 @@ def _expanded(r: Tensor, shapes: Sequence[Sequence[int]], **_: Any) -> list[Tens
     return [unbroadcast(r, shapes[0])]
 
 
-@route("Expand", adjoint=_expanded)
+@route("Expand", adjoint=_expanded, numbers=(1,))
 def expand(x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(ints(shape) or ())))
 
 
-@route("Tile")
+@route("Tile", numbers=(1,))
 def tile(x: Tensor, repeats: Tensor) -> Tensor:
     return x.repeat(tuple(ints(repeats) or ()))
 
@@ -175,13 +175,13 @@ def size(x: Tensor) -> Tensor:
     return torch.tensor(x.numel(), dtype=torch.int64)
 
 
-@op("ConstantOfShape", inputs=())
+@op("ConstantOfShape", inputs=(), numbers=(0,))
 def constant_of_shape(shape: Tensor, *, value: Any = None) -> Tensor:
     fill = torch.zeros(1) if value is None else torch.as_tensor(value)
     return fill.reshape(()).expand(tuple(ints(shape) or ())).clone()
 
 
-@op("Range", inputs=())
+@op("Range", inputs=(), numbers=(0, 1, 2))
 def range_(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 

@@ -29,7 +29,7 @@ def _complex(x: Tensor) -> Tensor:
     return torch.complex(x[..., 0], x[..., 1] if x.shape[-1] == 2 else torch.zeros_like(x[..., 0]))
 
 
-@op("DFT", family="mean", inputs=(0,), linear=_builder)
+@op("DFT", family="mean", inputs=(0,), linear=_builder, numbers=(1, 2))
 def fourier(
     x: Tensor,
     dft_length: Tensor | None = None,
@@ -47,7 +47,7 @@ def fourier(
     return torch.view_as_real(z.narrow(along, 0, z.shape[along] // 2 + 1) if onesided else z)
 
 
-@op("STFT", family="mean", inputs=(0,), linear=_builder)
+@op("STFT", family="mean", inputs=(0,), linear=_builder, numbers=(1, 3))
 def short_time_fourier(
     signal: Tensor,
     frame_step: Tensor,

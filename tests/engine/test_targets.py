@@ -101,7 +101,8 @@ def test_relevance_adds_up_to_the_similarity(measure: str) -> None:
         wanted /= np.linalg.norm(mean, axis=1) * np.linalg.norm(reference)
     np.testing.assert_allclose(initial.sum(dim=(1, 2)), wanted)
     assert not initial[1, 2:].any()
-    assert index is None
+    assert index is not None
+    assert index.tolist() == [-1] * 3
 
 
 def test_a_bool_array_names_the_elements_and_a_float_array_is_the_initial_relevance() -> None:

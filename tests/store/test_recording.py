@@ -95,3 +95,12 @@ def test_the_engine_records_what_is_made_of_the_relevance(composite: str) -> Non
     assert list(recorded) == list(plain)
     for name, values in plain.items():
         assert torch.equal(recorded[name], values.half()), name
+
+
+def test_values_beyond_float16_on_an_accelerator_are_told_when_the_sums_are_asked_for() -> None:
+    """On the CPU at once; there, nobody waits for it in the middle of the walk."""
+    recorder = Recorder({"a"})
+    recorder("a", relevance(2, 3).to("meta"))
+    recorder._beyond["a"] = torch.tensor(True)
+    with pytest.raises(StoreError, match="layer 'a' has values beyond float16"):
+        recorder.sums(["a"])
