@@ -291,7 +291,12 @@ def feed_for(graph: Graph, dataset: Dataset) -> Feed:
             f"{graph.name}: the preprocessing gives arrays of shape {preprocess.shape}, but input '{info.name}' takes "
             f"{wanted}; mend size, layout or colour with --preprocess"
         )
-    batch = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
+    batch = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else graph.batch
+    if batch is not None and shape[0] != batch:
+        notes.append(
+            f"{graph.name} calls its batch free, but its outputs have {batch} in front whatever comes in: samples go "
+            f"in batches of {batch}"
+        )
     dtypes = {name: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(i.elem_type)) for name, i in graph.inputs.items()}
     return Feed(
         info.name,

@@ -51,8 +51,7 @@ class Classifier:
     ) -> None:
         self.graph, self.channels_last = graph, channels_last
         self.output = output or next(iter(graph.outputs))
-        sizes = [info.shape[0] for info in graph.inputs.values() if info.shape]
-        self._fixed = next((size for size in sizes if isinstance(size, int)), None)
+        self._fixed = graph.batch
         self._batch = self._fixed or batch_size
         cut = graph.cuts.get(self.output)
         self._each = cut is not None and cut.op_type == "Sigmoid"  # every output is a probability by itself

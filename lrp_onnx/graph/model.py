@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -119,6 +119,28 @@ class Graph:
         return {name: info.elem_type for name, info in self.tensors.items() if info.elem_type}
 
     @cached_property
+    def batch(self) -> int | None:
+        """The only batch size that the model takes: its first input's, or what its outputs have whatever the inputs.
+
+        Some exporters call the batch free and write the size of their example into the graph. None where it is free.
+        """
+        first = [info.shape[0] for info in self.inputs.values() if info.shape]
+        if first and isinstance(first[0], int) and first[0] > 0:
+            return first[0]
+        if not first or not _all_fixed(self.outputs.values(), first):
+            return None
+        bare = onnx.ModelProto()  # what the file says of its outputs may be the example's size as well
+        bare.CopyFrom(self.model)
+        for output in bare.graph.output:
+            output.type.tensor_type.ClearField("shape")
+        try:
+            found = onnx.shape_inference.infer_shapes(bare).graph.output
+        except Exception:  # more than protobuf can write (2 GB): the file is taken at its word
+            found = self.model.graph.output
+        outputs = [_info(output) for output in found]
+        return int((outputs[0].shape or (0,))[0] or 0) or None if _all_fixed(outputs, first) else None
+
+    @cached_property
     def aliases(self) -> dict[str, str]:
         """Name of a tensor of the original model that is gone -> the tensor here that holds the same values.
 
@@ -204,6 +226,15 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     if attribute.type == onnx.AttributeProto.STRINGS:
         return tuple(v.decode("utf-8", "replace") for v in value)
     return tuple(value) if isinstance(value, (list, tuple)) or hasattr(value, "append") else value
+
+
+def _all_fixed(outputs: Iterable[TensorInfo], free: Collection[int | str | None]) -> bool:
+    """Whether outputs all start with the same number, and none has a batch that is free elsewhere."""
+    shapes = [info.shape for info in outputs if info.shape != ()]
+    if not all(shapes) or any(size is not None and size in free for shape in shapes for size in shape or ()):
+        return False
+    sizes = {shape[0] for shape in shapes if shape}
+    return len(sizes) == 1 and all(isinstance(size, int) and size > 0 for size in sizes)
 
 
 def _info(value: onnx.ValueInfoProto) -> TensorInfo:

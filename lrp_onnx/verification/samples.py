@@ -132,7 +132,7 @@ def _given(graph: Graph, data: Mapping[str, NDArray[np.generic]], count: int) ->
     found = len(data[next(iter(graph.inputs))])
     if odd := [name for name in graph.inputs if len(data[name]) != found]:
         raise DataError(f"input '{odd[0]}' has {len(data[odd[0]])} samples, '{next(iter(graph.inputs))}' {found}")
-    rows, fixed = _spread(found, count), _fixed_batch(graph)
+    rows, fixed = _spread(found, count), graph.batch
     arrays = {name: _whole(_typed(info, data[name][rows]), fixed) for name, info in graph.inputs.items()}
     preprocess = Preprocess.from_metadata(graph.metadata)
     last = preprocess is not None and preprocess.layout == "NHWC"
@@ -163,7 +163,7 @@ def _rows(graph: Graph, node: Node) -> int:
 
 
 def _random(graph: Graph, count: int, seed: int, output: str | None) -> Samples:
-    random, fixed = np.random.default_rng(seed), _fixed_batch(graph)
+    random, fixed = np.random.default_rng(seed), graph.batch
     preprocess, tables = Preprocess.from_metadata(graph.metadata), table_sizes(graph, output)
     arrays = {
         name: _draw(info, preprocess, random, fixed or count, tables.get(name)) for name, info in graph.inputs.items()
@@ -192,12 +192,6 @@ def _draw(
         low, high = (np.expand_dims(b, [a for a in range(4) if a != axis % 4]) for b in preprocess.bounds())
         return random.uniform(low, high, sizes).astype(dtype)
     return random.standard_normal(sizes).astype(dtype)
-
-
-def _fixed_batch(graph: Graph) -> int | None:
-    """The only batch size that the model takes; None where it is free."""
-    first = [info.shape[0] for info in graph.inputs.values() if info.shape]
-    return next((size for size in first if isinstance(size, int) and size > 0), None)
 
 
 def _spread(found: int, count: int) -> list[int]:

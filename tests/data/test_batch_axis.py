@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ import lrp_onnx
 from lrp_onnx.batch_axis import batch_first
 from lrp_onnx.cli.app import run
 from lrp_onnx.errors import DataError
-from lrp_onnx.graph import load
+from lrp_onnx.graph import Graph, load
 from lrp_onnx.graph.check import canonical_differences
 from lrp_onnx.store import HeatmapStore
 
@@ -258,3 +259,33 @@ def test_a_number_for_all_is_refused_where_an_output_has_classes_there(recurrent
 class Last(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x[-1]
+
+
+def baked(declared: str = "N") -> Graph:
+    """The batch is called free, and a Reshape holds the 1 of the exporter's example."""
+    text = f"""
+    <ir_version: 9, opset_import: ["" : 20]> net (float[{declared},6] x) => (float[N,4] y) {{
+        parts = Reshape(x, to)
+        h = MatMul(parts, w)
+        y = ReduceSum<keepdims=0>(h, one)
+    }}
+    """
+    model = onnx.parser.parse_model(text)
+    arrays = {"to": np.array([1, 2, 3]), "w": np.arange(12, dtype=np.float32).reshape(3, 4), "one": np.array([1])}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    return load(model)
+
+
+def test_a_batch_that_is_free_in_name_alone_is_found_out(tmp_path: Path) -> None:
+    assert baked().batch == baked("1").batch == 1
+    head = '<ir_version: 9, opset_import: ["" : 20]> net (float[N,6] x, float[6,4] w) => (float[1,4] y)'
+    free = load(onnx.parser.parse_model(head + " { y = MatMul(x, w) }"))
+    assert free.batch is None  # whatever is declared of the output
+    x = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    found = lrp_onnx.compute_heatmaps(baked(), tmp_path / "x.npy", tmp_path / "h.h5", composite="epsilon")
+    assert any("calls its batch free" in note for note in found.notes)
+    with HeatmapStore(tmp_path / "h.h5") as store:
+        each = [lrp_onnx.Explainer(baked(), "epsilon").explain(row[None]).relevance["x"][0] for row in x]
+        assert store.attribution[:] == pytest.approx(np.stack(each), abs=1e-5)
+    assert lrp_onnx.verify(baked(), tmp_path / "x.npy", composite="epsilon")["forward"].judgement == "pass"
