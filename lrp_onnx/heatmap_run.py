@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from lrp_onnx.accelerator import Fetching
 from lrp_onnx.batch_axis import BATCH_AXIS_KEY
 from lrp_onnx.data import Batch, Dataset, batches
 from lrp_onnx.embedding import embed
-from lrp_onnx.engine import DEFAULT_COMPOSITE, Explainer, Explanation
+from lrp_onnx.engine import DEFAULT_COMPOSITE, Dtype, Explainer, Explanation
 from lrp_onnx.engine.seed import Seed, Target
 from lrp_onnx.errors import DataError
 from lrp_onnx.graph import Graph
@@ -121,7 +121,7 @@ class Settings:
     threshold: float | None = None
     batch_size: int | None = None
     device: str = "cpu"
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Dtype = "float32"
     layer_dtype: str = "float32"
     compress: str | None = None
     output: str | None = None
@@ -312,6 +312,7 @@ class _Run:
             target=str(self.target),
             seed=self.seed,
             preprocess=None if preprocess is None else preprocess.to_json(),
+            dtype=self.settings.dtype,
             batch_axis=graph.metadata.get(BATCH_AXIS_KEY),
             classes=classes,
             loss=self.measure or "",

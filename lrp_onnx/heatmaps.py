@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from lrp_onnx.data import Dataset
-from lrp_onnx.engine import DEFAULT_COMPOSITE
+from lrp_onnx.engine import DEFAULT_COMPOSITE, Dtype
 from lrp_onnx.engine.seed import Seed
 from lrp_onnx.errors import DataError, StoreError, TargetError
 from lrp_onnx.heatmap_run import Heatmaps, Settings, Shares, StoreTarget, explain_into
@@ -40,7 +39,7 @@ def compute_heatmaps(
     limit: int | None = None,
     batch_size: int | None = None,
     device: str = "cpu",
-    dtype: Literal["float32", "float64"] = "float32",
+    dtype: Dtype = "float32",
     layer_dtype: str = "float32",
     compress: str | None = None,
     resume: bool = False,

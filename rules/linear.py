@@ -4,7 +4,8 @@ References: Bach et al. 2015 (epsilon, alpha-beta); Montavon et al. 2017 (z-plus
 Fahmy et al. 2021 (hudd). Notation: x input, w weight, b bias, z output with bias, R relevance of z, x⁺ = max(x, 0),
 x⁻ = min(x, 0), W^T the transpose with weight w, s(z) = z + eps·sign(z) with sign(0) = +1.
 
-A rule writes to tensors that it made (a denominator, say) and to no others: a new one costs as much as a pass over it.
+A rule writes to tensors that it made (a denominator, say) or owns (`Linear.owned`), and to no others: a new one costs
+as much as a pass over it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from lrp_onnx.rules.registry import LinearBackward, linear_rule, no_bias
 EPS = 1e-6
 
 
-def stabilise(z: Tensor, eps: float | Tensor, *, nonnegative: bool = False) -> Tensor:
-    """s(z) = z + eps·sign(z), with sign(0) = +1, as a new tensor; less work where z is known to be nonnegative."""
+def stabilise(z: Tensor, eps: float | Tensor, *, nonnegative: bool = False, owned: bool = False) -> Tensor:
+    """s(z) = z + eps·sign(z), with sign(0) = +1; less work where z is known to be nonnegative.
+
+    A tensor that may be written to: a new one, or z itself where the rule owns it.
+    """
     if nonnegative:
-        return z + eps
+        return z.add_(eps) if owned else z + eps
     half = torch.ge(z, 0, out=torch.empty_like(z)).sub_(0.5)  # half a sign; torch.where takes eight times as long
     return half.mul_(2 * eps).add_(z)
 
@@ -76,7 +80,9 @@ def epsilon(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBack
     left_out = op.bias if ignore else None
 
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        s = stabilise(z, eps, nonnegative=op.rectified) if left_out is None else stabilise(z - left_out, eps)
+        known = op.rectified and left_out is None
+        z = z if left_out is None else z - left_out
+        s = stabilise(z, eps, nonnegative=known, owned=op.owned)
         g = over(r, s)
         return op.share(x, g, op.weight), None if ignore else op.bias_share(g, op.bias)
 
@@ -107,10 +113,12 @@ class _Signed:
     def __init__(self, op: Linear, on_positive: Tensor, on_negative: Tensor) -> None:
         self.op, self.w, self.v = op, on_positive, on_negative
 
-    def forward(self, x: Tensor) -> Tensor:
+    def affine(self, x: Tensor, offset: Tensor | float, low: float | None = None) -> Tensor:
+        """z + offset, and at least `low`."""
         if self.op.nonnegative:
-            return self.op.forward(x, self.w)
-        return self.op.forward(x.clamp(min=0), self.w).add_(self.op.forward(x.clamp(max=0), self.v))
+            return self.op.affine(x, self.w, offset, low)
+        z = self.op.affine(x.clamp(min=0), self.w, offset).add_(self.op.forward(x.clamp(max=0), self.v))
+        return z if low is None else z.clamp_(min=low)
 
     def relevance(self, x: Tensor, g: Tensor) -> Tensor:
         if self.op.nonnegative:
@@ -127,7 +135,7 @@ def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackw
     offset = _sum(b, eps)  # the denominator is never negative
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g = over(r, part.forward(x).add_(offset))
+        g = over(r, part.affine(x, offset))
         return part.relevance(x, g), op.bias_share(g, b)
 
     return backward
@@ -148,10 +156,10 @@ def alpha_beta(
     above, below = _sum(b_a, eps), _sum(b_b, -eps)  # z_a >= 0 >= z_b
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g = over(r, activating.forward(x).add_(above)).mul_(alpha)
+        g = over(r, activating.affine(x, above)).mul_(alpha)
         relevance, absorbed = activating.relevance(x, g), op.bias_share(g, b_a)
         if beta:
-            g = over(r, inhibiting.forward(x).add_(below)).mul_(beta)
+            g = over(r, inhibiting.affine(x, below)).mul_(beta)
             relevance.sub_(inhibiting.relevance(x, g))
             share = op.bias_share(g, b_b)
             absorbed = absorbed if absorbed is None or share is None else absorbed - share
@@ -181,7 +189,7 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
         offset = _sum(b_above, eps)
 
         def behind_relu(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-            g = over(r, above.forward(x).add_(offset).clamp_(min=eps))
+            g = over(r, above.affine(x, offset, low=eps))
             return above.relevance(x, g), op.bias_share(g, b_above)
 
         return behind_relu
@@ -189,9 +197,9 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
 
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         z = z if left_out is None else z - left_out  # its sign without γ decides, and must be that of the denominator
-        g = over(torch.gt(z, 0, out=torch.empty_like(z)).mul_(r), above.forward(x).add_(offset_above).clamp_(min=eps))
+        g = over(torch.gt(z, 0, out=torch.empty_like(z)).mul_(r), above.affine(x, offset_above, low=eps))
         relevance, absorbed = above.relevance(x, g), op.bias_share(g, b_above)
-        g = over(torch.lt(z, 0, out=torch.empty_like(z)).mul_(r), below.forward(x).add_(offset_below).clamp_(max=-eps))
+        g = over(torch.lt(z, 0, out=torch.empty_like(z)).mul_(r), below.affine(x, offset_below).clamp_(max=-eps))
         relevance.add_(below.relevance(x, g))
         share = op.bias_share(g, b_below)
         return relevance, absorbed if absorbed is None or share is None else absorbed + share
@@ -270,13 +278,13 @@ def hudd(op: Linear, *, eps: float = 1e-9) -> LinearBackward:
     if op.convolution:
 
         def convolution(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-            g = over(r, z + eps)
+            g = over(r, z.add_(eps) if op.owned else z + eps)
             return op.share(x, g, weight), op.bias_share(g, op.bias)
 
         return convolution
     up = weight.clamp(min=0)
 
     def dense(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        return op.share(x, over(r, op.forward(x, up).add_(eps)), up), None
+        return op.share(x, over(r, op.affine(x, up, eps)), up), None
 
     return dense

@@ -2,7 +2,8 @@
 
 Command: `make bench`, or `python -m experiments.benchmarks --networks alexnet resnet50 --batch 1 16 --rounds 9`.
 Data: random input and random weights, torch seed 0. Contenders take turns within a round; the ratio is the median over
-the rounds of the ratio within a round, so that a busy machine slows all alike. The tables go to docs/performance.md.
+the rounds of the ratio within a round, so that a busy machine slows all alike. The tables go to docs/performance.md:
+those that a run makes replace the ones of the same name, the others stay.
 """
 
 from __future__ import annotations
@@ -22,16 +23,26 @@ import torch
 
 from experiments.benchmarks.contenders import NETWORKS, REFERENCE, Run, contender, export, names, quiet
 from experiments.benchmarks.memory import growth
+from experiments.benchmarks.precision import errors
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
-WHY = """## What the time goes into, and what is left out
+INTRODUCTION = """\
+One explanation (forward pass, walk, relevance of the input) as a ratio to torch's own forward pass plus
+input gradient of the same network; less is faster. Networks at 224x224 with random weights. Contenders take
+turns within a round; the median over the rounds of the ratio within a round. Empty: the library cannot run it.
+`make bench` measures the first table, `make bench-peers` with zennit and captum beside it, and
+`BENCH="--batch 16 --rounds 3 --memory"` and `BENCH="--errors"` the others; each says what it was measured on."""
 
+WHY_HEADING = "What the time goes into, and what is left out"
+WHY = """\
 - ONNX Runtime runs the forward pass and hands out what the walk reads, pictures channels last, which the kernels of
   the walk want. Behind a ReLU that is max(z, 0), which the next layer needs anyway.
 - A 2-D convolution without groups runs with weights packed once in the order that the kernels read, for every
   weight that a rule makes; the adjoint of one of stride 1 is a convolution with the kernel turned around. Other
   memory formats, precisions, devices and versions of torch take the plain kernels, with the same result.
+- The same kernels add the bias and the stabiliser, and multiply by x, before a result leaves the cache: bit for bit
+  what separate passes give. A denominator is computed in the memory of the activation that nobody reads any more.
 - Of a large dense layer and a single sample, rows of the weights are read only where relevance arrives, if that is
   in half of the units or fewer: one row behind a one-hot seed.
 - Behind a ReLU there is no negative input, and half of the terms of z-plus, alpha-beta and gamma are not computed.
@@ -39,9 +50,19 @@ WHY = """## What the time goes into, and what is left out
   number), so that memory does not grow with it: 4 samples of VGG-16. One thread took the same processor time for
   it. Samples that may depend on each other stay together.
 - What the session was opened from is freed once it is open: the model's weights are there one time less.
+- `dtype="bfloat16"` (`heatmaps --dtype bfloat16`) rounds what layers with weights multiply in the walk to 8 bits of
+  precision, for kernels that some processors have (AMX, AVX-512 BF16, tensor cores); without these it is refused. The
+  forward pass, and with it the decision, stays float32. It is for large dense convolutions and attention; grouped
+  convolutions, as of MobileNet, stay float32.
 
-Tried and left out: computing R / (z + eps) piece by piece within the cache, each piece with memory of its own (no
-faster), and the adjoint of max-pooling without autograd (a thousandth of the time).""".splitlines()
+Tried and left out:
+
+- R / (z + eps) piece by piece within the cache, and the adjoint of max-pooling without autograd (a thousandth of the
+  time) or in bands of rows that threads share (0.4 %);
+- the forward pass by the walk's own kernels, activations channels last and ReLU in the kernel, in place of ONNX
+  Runtime: as fast (0.98 to 1.05 times), and no longer what is deployed;
+- torch.compile for what lies between convolutions of VGG-16 (R / (z + eps) and what the bias takes): 9.7 ms in place
+  of 8.4 ms, for it makes new memory, and half a minute of compiling."""
 
 
 def measure(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
@@ -102,6 +123,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--contenders", nargs="+", default=names(), choices=names(), metavar="NAME")
     parser.add_argument("--memory", action="store_true", help="also measure peak memory, each in its own process")
+    parser.add_argument("--errors", action="store_true", help="in place of time: how far off each precision is")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--output", type=Path, default=PAGE)
     options = parser.parse_args()
@@ -112,23 +134,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     wanted = list(dict.fromkeys([REFERENCE, *options.contenders]))
 
-    lines = [
-        "# Performance",
-        "",
-        "One explanation (forward pass, walk, relevance of the input) as a ratio to torch's own forward pass plus",
-        "input gradient of the same network; less is faster. Networks at 224x224 with random weights. Contenders take",
-        f"turns within a round; medians over {options.rounds} rounds of the ratio within a round. Empty: the library",
-        "cannot run it. Written by `make bench` (`make bench-peers` adds zennit and captum).",
-        "",
-        machine(options.threads, options.device) + ".",
-    ]
+    where = machine(options.threads, options.device)
     with tempfile.TemporaryDirectory() as folder, quiet():
+        paths = {network: Path(folder) / f"{network}.onnx" for network in options.networks}
+        for network, path in paths.items():
+            export(network, path)
+        if options.errors:
+            update(options.output, {"Precision": [f"{where}.", *errors(paths, options.device)]})
+            return
         for batch in options.batch:
             table, peaks = [], []
-            for network in options.networks:
-                path = Path(folder) / f"{network}.onnx"
-                if not path.exists():
-                    export(network, path)
+            for network, path in paths.items():
                 found = compete(network, path, batch, options.rounds, wanted, options.device)
                 ratios = [f"{found[n][1]:.2f}" if n in found else "" for n in wanted[1:]]
                 table.append(row([network, f"{1000 * found[REFERENCE][0]:.0f} ms", *ratios]))
@@ -141,11 +157,20 @@ def main() -> None:
                     peaks.append(row([network, f"{base or 0:.0f} MiB", *shares]))
                     print(peaks[-1], file=sys.stderr, flush=True)
             head = [row(["network", *wanted]), row(["---"] * (len(wanted) + 1))]
-            lines += ["", f"## Batch {batch}: time", "", *head, *table]
+            made = {f"Batch {batch}: time": [f"{where}. {options.rounds} rounds.", "", *head, *table]}
             if peaks:
-                lines += ["", f"## Batch {batch}: rise of memory above the loaded model", "", *head, *peaks]
-    lines += ["", *WHY]
-    options.output.write_text("\n".join(lines) + "\n")
+                made[f"Batch {batch}: rise of memory above the loaded model"] = [f"{where}.", "", *head, *peaks]
+            update(options.output, made)
+
+
+def update(page: Path, made: Mapping[str, Sequence[str]]) -> None:
+    """Write sections, by heading, into the page; those that it has besides stay."""
+    parts = page.read_text().split("\n## ")[1:] if page.exists() else []
+    known = {heading: body.strip("\n") for heading, _, body in (part.partition("\n") for part in parts)}
+    sections = known | {heading: "\n".join(lines) for heading, lines in made.items()} | {WHY_HEADING: WHY}
+    first = sorted(sections, key=lambda heading: (heading == WHY_HEADING, heading == "Precision"))
+    texts = [f"# Performance\n\n{INTRODUCTION}", *(f"## {heading}\n\n{sections[heading]}" for heading in first)]
+    page.write_text("\n\n".join(texts) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from lrp_onnx import rules
+from lrp_onnx.ops import has_bfloat16
+
 NETWORKS = ("alexnet", "vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "vit_b_16")
 COMPOSITES = ("epsilon", "epsilon-plus", "epsilon-plus-flat", "epsilon-gamma-box", "epsilon-alpha2-beta1")
+NARROW, NARROWED = "bfloat16", ("epsilon", "epsilon-plus", "epsilon-gamma-box")
 REFERENCE = "torch gradient"
 LOW, HIGH = -3.0, 3.0
 
@@ -25,7 +29,13 @@ Run = Callable[[], object]
 def network(name: str) -> nn.Module:
     """The torchvision architecture with random weights (time does not depend on them), seed 0, in eval mode."""
     torch.manual_seed(0)
-    return getattr(torchvision.models, name)(weights=None).eval()  # type: ignore[no-any-return]
+    module: nn.Module = getattr(torchvision.models, name)(weights=None).eval()
+    for head in module.modules():
+        if (
+            isinstance(head, nn.Linear) and not head.weight.any()
+        ):  # transformers begin with zeros: no logit, no relevance
+            nn.init.trunc_normal_(head.weight, std=0.02)
+    return module
 
 
 def export(name: str, path: Path) -> None:
@@ -39,12 +49,18 @@ def names() -> list[str]:
     """All contenders of this environment; the reference first."""
     peers = [f"zennit {composite}" for composite in COMPOSITES] if find_spec("zennit") else []
     peers += ["captum epsilon"] if find_spec("captum") else []
-    return [REFERENCE, "torch forward", "ONNX Runtime forward", *COMPOSITES, *peers]
+    narrow = [f"{composite} {NARROW}" for composite in NARROWED] if has_bfloat16(torch.device("cpu")) else []
+    return [REFERENCE, "torch forward", "ONNX Runtime forward", *COMPOSITES, *narrow, *peers]
+
+
+def prepared(name: str) -> rules.Composite:
+    """The composite of that name, with the bounds of the pictures where it takes some."""
+    return rules.composite(name, **({"low": LOW, "high": HIGH} if name.endswith("box") else {}))
 
 
 def contender(name: str, network_name: str, path: Path, x: Tensor) -> Run:
     """The function to time, on the device of x; raises whatever the library raises for a network that it cannot do."""
-    if name in COMPOSITES or name == "ONNX Runtime forward":
+    if name.removesuffix(f" {NARROW}") in COMPOSITES or name == "ONNX Runtime forward":
         return _ours(name, path, x)
     module = network(network_name).to(x.device)
     if name.startswith("zennit "):
@@ -64,7 +80,6 @@ def contender(name: str, network_name: str, path: Path, x: Tensor) -> Run:
 
 
 def _ours(name: str, path: Path, x: Tensor) -> Run:
-    from lrp_onnx import rules
     from lrp_onnx.engine import Explainer
     from lrp_onnx.graph import load
     from lrp_onnx.runtime import open_session
@@ -76,8 +91,8 @@ def _ours(name: str, path: Path, x: Tensor) -> Run:
         session = open_session(graph.model, threads=torch.get_num_threads())
         feed = {session.get_inputs()[0].name: x.numpy()}
         return lambda: session.run(None, feed)
-    bounds = {"low": LOW, "high": HIGH} if name.endswith("box") else {}
-    explainer = Explainer(graph, rules.composite(name, **bounds), device=str(x.device))
+    composite, _, narrow = name.partition(" ")
+    explainer = Explainer(graph, prepared(composite), device=str(x.device), dtype="bfloat16" if narrow else "float32")
     explainer.open()  # which is a part of loading the model
     return lambda: explainer.explain(x)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from lrp_onnx.engine.seed import Seed, Target, fetched, make_seed, output_name
 from lrp_onnx.errors import DataError, RuleError, TargetError
 from lrp_onnx.forward import Constants, Forward, make_forward
 from lrp_onnx.graph import Graph, load
+from lrp_onnx.ops import has_bfloat16
 
+Dtype = Literal["float32", "float64", "bfloat16"]
 Layers = Literal["input", "all"] | Sequence[str] | Callable[[str], bool]
 Record = Callable[[str, Tensor], Tensor]
 
@@ -39,8 +41,10 @@ class Explainer:
         Which node gets which rule.
     device : str
         "cpu", "cuda", "cuda:1" …
-    dtype : {"float32", "float64"}
+    dtype : {"float32", "float64", "bfloat16"}
         Precision of forward pass and walk. ONNX Runtime runs the forward pass for float32 on the CPU, torch otherwise.
+        "bfloat16" is float32 except that in the walk, layers with weights multiply numbers rounded to 8 bits of
+        precision, which some processors have fast kernels for; docs/performance.md has gains and errors.
     output : str, optional
         Name of the output to explain (also of one that the activation was cut off from); the first by default.
     at_once : int, optional
@@ -64,24 +68,28 @@ class Explainer:
         composite: str | rules.Composite = DEFAULT_COMPOSITE,
         *,
         device: str = "cpu",
-        dtype: Literal["float32", "float64"] = "float32",
+        dtype: Dtype = "float32",
         output: str | None = None,
         at_once: int | None = None,
     ) -> None:
         self.graph = graph if isinstance(graph, Graph) else load(graph)
         self.composite = rules.composite(composite) if isinstance(composite, str) else composite
-        if dtype not in ("float32", "float64"):
-            raise RuleError(f"dtype must be 'float32' or 'float64', not '{dtype}'")
-        self.dtype = torch.float32 if dtype == "float32" else torch.float64
+        if dtype not in get_args(Dtype):
+            raise RuleError(f"dtype must be 'float32', 'float64' or 'bfloat16', not '{dtype}'")
+        self.dtype = torch.float64 if dtype == "float64" else torch.float32
         try:
             self.device = torch.device(device)
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise DataError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
+        if dtype == "bfloat16" and not has_bfloat16(self.device):
+            raise DataError(f"device '{device}' has no kernels for bfloat16; leave dtype at float32")
         self.output = output_name(self.graph, output)
         self._constants = Constants(self.graph, self.dtype, self.device)
         with true_float32(self.device, self.dtype):
-            self.plan: Plan = build_plan(self.graph, self.composite, self.output, self._constants)
+            self.plan: Plan = build_plan(
+                self.graph, self.composite, self.output, self._constants, narrow=dtype == "bfloat16"
+            )
         if at_once is not None and at_once < 1:
             raise DataError(f"at_once is {at_once}; expected 1 or more samples")
         self.at_once = at_once
@@ -157,7 +165,7 @@ class Explainer:
         """The explanation without its target, which is on its way to the host while the walk goes on."""
         with torch.no_grad(), true_float32(self.device, self.dtype):
             activations = self._forward(recorded)(inputs)
-            output = activations[self.output]
+            output = activations[self.output].clone()  # it may be a view of what a rule writes to
             initial, index = make_seed(output, target, labels, self._seed_kind(seed), inputs.get(ATTENTION_MASK))
             chosen = None if index is None else Fetching([index])
 

@@ -30,7 +30,7 @@ from lrp_onnx.engine.analysis import (
 from lrp_onnx.errors import ModelError, RuleError, UnsupportedOpError
 from lrp_onnx.forward import Constants, TorchForward
 from lrp_onnx.graph import Graph, Node
-from lrp_onnx.ops import Site, find, label
+from lrp_onnx.ops import Site, find, label, narrowed
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +123,12 @@ def numbers_of_sample(graph: Graph, names: Iterable[str], inputs: Mapping[str, S
     return sum(math.prod(shape) for shape in shapes if shape is not None)
 
 
-def build_plan(graph: Graph, composite: rules.Composite, output: str, constants: Constants) -> Plan:
+def build_plan(
+    graph: Graph, composite: rules.Composite, output: str, constants: Constants, *, narrow: bool = False
+) -> Plan:
     """Choose and prepare the rule of every node on the path to `output`; precision and device are those of `constants`.
+
+    With `narrow`, layers with weights multiply numbers rounded to bfloat16.
 
     Raises
     ------
@@ -144,7 +148,7 @@ def build_plan(graph: Graph, composite: rules.Composite, output: str, constants:
         if node.captured or node.name in graph.refused:
             reason = graph.refused.get(node.name, "it holds a graph of its own")
             raise UnsupportedOpError(f"{graph.name}: {node} is on the relevance path and cannot be explained: {reason}")
-    return _Builder(graph, composite, path, constants).build(output)
+    return _Builder(graph, composite, path, constants, narrow).build(output)
 
 
 def _kind(elem_type: int) -> str:
@@ -158,8 +162,9 @@ class _Builder:
         composite: rules.Composite,
         path: Sequence[tuple[Node, tuple[int, ...]]],
         constants: Constants,
+        narrow: bool,
     ) -> None:
-        self.graph, self.composite, self.constants = graph, composite, constants
+        self.graph, self.composite, self.constants, self.narrow = graph, composite, constants, narrow
         self.dtype, self.device = constants.dtype, constants.device
         self.ids = ids(graph, list(path))
         self.nonnegative = nonnegative_tensors(graph)
@@ -195,6 +200,8 @@ class _Builder:
                     nonnegative=site.node.inputs[site.active[0]] in self.nonnegative,
                     positive_support=i in support,
                     rectified=site.rectified,
+                    # what reads z stands behind it, and was walked before; a weighted sum shares memory with nothing
+                    owned=site.linear.weight is not None and output not in outputs and not self.composite.times_input,
                     bounds=self._bounds(site, parameters) if name == "z-box" else None,
                 )
                 site = replace(site, linear=linear)
@@ -207,6 +214,7 @@ class _Builder:
         if node.op_type in ("Conv", "ConvTranspose") and 1 in constants and self.dtype == torch.float32:
             constants[1] = _channels_last(constants[1])
         linear = op.linear(node, constants, active) if op and op.linear else None
+        linear = narrowed(linear) if linear and self.narrow else linear
         gates = frozenset(p for p in active if self._is_gate(node.inputs[p]))
         return Site(node, op, active, constants, linear, gates)
 

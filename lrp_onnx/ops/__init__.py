@@ -15,6 +15,7 @@ from lrp_onnx.ops import (
     shape,
     signal,
 )
+from lrp_onnx.ops.narrow import has_bfloat16, narrowed
 from lrp_onnx.ops.registry import (
     OPS,
     Family,
@@ -42,11 +43,13 @@ __all__ = [
     "activations",
     "arithmetic",
     "find",
+    "has_bfloat16",
     "indexing",
     "label",
     "linear",
     "linearised",
     "moved",
+    "narrowed",
     "normalisation",
     "numbers_of",
     "op",

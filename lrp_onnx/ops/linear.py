@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,7 +46,25 @@ def _conv_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[
     def transpose(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
         return back(s, w) if back and back.fits(s, w) else conv_adjoint(s, w, shape, **attributes)
 
-    return Linear(forward, transpose, weight, None if bias is None else _column(bias, weight.ndim), convolution=True)
+    column = None if bias is None else _column(bias, weight.ndim)
+    kernels = _FusedConvolution(ahead, back) if ahead else None
+    return Linear(forward, transpose, weight, column, convolution=True, kernels=kernels)
+
+
+@dataclass(frozen=True)
+class _FusedConvolution:
+    """A convolution with packed weights and its adjoint, if that is one, as `Linear` wants fused kernels."""
+
+    ahead: PackedConvolution
+    back: PackedConvolution | None
+
+    def affine(self, x: Tensor, weight: Tensor, offset: Tensor | float, low: float | None) -> Tensor | None:
+        return self.ahead(x, weight, offset=offset, low=low) if self.ahead.fits(x, weight) else None
+
+    def share(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor | None:
+        if self.back is None or not (self.back.fits(g, weight) and self.back.fits(x, weight)):
+            return None
+        return self.back.times(g, weight, x)
 
 
 def _packed(

@@ -5,7 +5,9 @@ What a packed weight gives is what the plain one gives: the same kernels run, wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +16,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _LAST = torch.channels_last
 
 
+def _pointwise() -> Any:
+    return torch.ops.mkldnn._convolution_pointwise
+
+
 def _available() -> bool:
     """Whether this torch has the kernels; they are private, so that another version may lack them."""
-    has = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
-    return has and torch.backends.mkldnn.is_available()
+    kernels = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(_pointwise(), "binary")
+    return kernels and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight") and torch.backends.mkldnn.is_available()
 
 
 AVAILABLE = _available()
@@ -48,7 +54,8 @@ class PackedConvolution:
         return (
             AVAILABLE
             and x.ndim == 4
-            and x.dtype == w.dtype == torch.float32
+            and x.dtype == w.dtype
+            and x.dtype in (torch.float32, torch.bfloat16)
             and x.device.type == w.device.type == "cpu"
             and x.numel() > 0
             and not (x.requires_grad or w.requires_grad)  # these kernels have no gradient
@@ -56,11 +63,23 @@ class PackedConvolution:
             and x.is_contiguous(memory_format=_LAST)
         )
 
-    def __call__(self, x: Tensor, w: Tensor) -> Tensor:
-        """x (N, A, H, W) and w (B, A, h, w), if flipped (A, B, h, w) -> (N, B, H, W), a new tensor, channels last."""
-        return torch.ops.mkldnn._convolution_pointwise.default(
-            x, self._packed(x, w), None, *self._geometry, "none", [], ""
-        )
+    def __call__(
+        self, x: Tensor, w: Tensor, *, offset: Tensor | float | None = None, low: float | None = None
+    ) -> Tensor:
+        """x (N, A, H, W) and w (B, A, h, w), if flipped (A, B, h, w) -> (N, B, H, W), a new tensor, channels last.
+
+        `offset`, one or (1, B, 1, 1), is added, and what is below `low` becomes `low`, in the same pass.
+        """
+        channels = w.shape[1 if self._flipped else 0]
+        bias = None
+        if offset is not None:  # the kernel reads one number a channel, whatever the strides are
+            bias = torch.as_tensor(offset, dtype=x.dtype).expand(1, channels, 1, 1).flatten().contiguous()
+        clamp = ("none", []) if low is None else ("hardtanh", [low, math.inf])
+        return _pointwise().default(x, self._packed(x, w), bias, *self._geometry, *clamp, "")
+
+    def times(self, x: Tensor, w: Tensor, factor: Tensor) -> Tensor:
+        """The convolution of x and w ⊙ factor (N, B, H, W), in one pass."""
+        return _pointwise().binary(x, factor, self._packed(x, w), None, *self._geometry, "mul", None, None, [], None)
 
     def _packed(self, x: Tensor, w: Tensor) -> Tensor:
         # the kernel, and with it the order of the weights, is chosen by the size of the picture, not of the batch

@@ -81,6 +81,13 @@ class Op:
         return tuple(p for p in (every if positions is None else positions) if node.input(p))
 
 
+class FusedKernels(Protocol):
+    """Kernels that spare passes over memory where they can take what they are given; None where they cannot."""
+
+    def affine(self, x: Tensor, weight: Tensor, offset: Tensor | float, low: float | None) -> Tensor | None: ...
+    def share(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor | None: ...
+
+
 @dataclass(frozen=True)
 class Linear:
     """A linear operator z = forward(x, weight) + bias and its transpose; all that a relevance rule needs to know.
@@ -101,10 +108,14 @@ class Linear:
         The relevance that arrives is zero wherever z <= 0 (z goes into a ReLU and nowhere else).
     rectified : bool
         The rule is given max(z, 0) in place of z, as it said that it may be (`Rule.needs`).
+    owned : bool
+        Nobody reads the z that the rule is given after it, so that it may write to it.
     convolution : bool
         A convolution, transposed or not: x[i] gives z[i] and nothing else.
     bounds : tuple of two Tensors or None
         Lowest and highest possible x, for the z-box rule.
+    kernels : FusedKernels or None
+        What does more in one pass over memory than `forward` and `transpose`.
     """
 
     forward: Callable[[Tensor, Any], Tensor]
@@ -114,11 +125,24 @@ class Linear:
     nonnegative: bool = False
     positive_support: bool = False
     rectified: bool = False
+    owned: bool = False
     convolution: bool = False
     bounds: tuple[Tensor, Tensor] | None = None
+    kernels: FusedKernels | None = None
+
+    def affine(self, x: Tensor, weight: Any, offset: Tensor | float, low: float | None = None) -> Tensor:
+        """forward(x, weight) + offset, and at least `low`: a new tensor."""
+        fused = self.kernels.affine(x, weight, offset, low) if self.kernels else None
+        if fused is not None:
+            return fused
+        z = self.forward(x, weight).add_(offset)
+        return z if low is None else z.clamp_(min=low)
 
     def share(self, x: Tensor, g: Tensor, weight: Any) -> Tensor:
-        """Relevance that the input takes: x ⊙ W^T g."""
+        """Relevance that the input takes: x ⊙ W^T g, a new tensor."""
+        fused = self.kernels.share(x, g, weight) if self.kernels else None
+        if fused is not None:
+            return fused
         flow = self.transpose(g, weight, x.shape)
         return x * flow if self.weight is None else flow.mul_(x)
 

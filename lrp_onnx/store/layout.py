@@ -25,7 +25,7 @@ PLUGIN_COMPRESSIONS = ("zstd", "lz4")
 # The attributes by which a resumed run is known to be the same.
 RUN_ATTRIBUTES = ("model_sha256", "composite", "target", "seed", "preprocess", "classes", "compress")
 # Those that came later, and what they are in a store that was made without them.
-LATER_ATTRIBUTES = {"loss": "", "threshold": "null", "target_names": "null", "batch_axis": "null"}
+LATER_ATTRIBUTES = {"loss": "", "threshold": "null", "target_names": "null", "batch_axis": "null", "dtype": "float32"}
 # The results of a sample that are one number each, and what they are before the sample is done.
 RESULTS: dict[str, tuple[str, float]] = {
     "predicted": ("int32", -1),
@@ -83,6 +83,8 @@ class StoreSpec:
     layer_dtype : {"float32", "float16"}
     compress : {None, "gzip", "lzf", "zstd", "lz4"}
         The last two need the package hdf5plugin, to read too.
+    dtype : {"float32", "float64", "bfloat16"}
+        The precision that was computed with.
     batch_axis : str or None
         JSON of what was said of where the model's batch is, see `lrp_onnx.batch_axis`.
     batch_size : int or None
@@ -115,6 +117,7 @@ class StoreSpec:
     tokens: Sequence[Sequence[str]] | np.ndarray | None = None
     layer_dtype: str = "float32"
     compress: str | None = None
+    dtype: str = "float32"
     batch_axis: str | None = None
     batch_size: int | None = None
 
@@ -162,6 +165,7 @@ class StoreSpec:
             "batch_axis": "null" if self.batch_axis is None else self.batch_axis,
             "classes": json.dumps(self.classes and list(self.classes), ensure_ascii=False),
             "compress": self.compress or "",
+            "dtype": self.dtype,
             "loss": self.loss,
             "threshold": json.dumps(self.threshold),
             "target_names": json.dumps(self.target_names and list(self.target_names), ensure_ascii=False),

@@ -103,6 +103,7 @@ def _spec(first: _Part, arrays: dict[str, np.ndarray]) -> StoreSpec:
         conservation=first.identity["conservation"],
         **{name: attrs[name] for name in ("model", "model_sha256", "composite", "target", "seed")},
         preprocess=None if attrs["preprocess"] == "null" else attrs["preprocess"],
+        dtype=attrs.get("dtype", "float32"),
         batch_axis=None if attrs.get("batch_axis", "null") == "null" else attrs["batch_axis"],
         classes=json.loads(attrs["classes"]),
         loss=attrs["loss"],

@@ -248,7 +248,7 @@ def test_an_output_that_no_input_reaches_cannot_be_explained() -> None:
 def test_wrong_device_and_precision() -> None:
     with pytest.raises(DataError, match="device 'nonsense' cannot be used"):
         explainer(device="nonsense")
-    with pytest.raises(RuleError, match="dtype must be 'float32' or 'float64', not 'float16'"):
+    with pytest.raises(RuleError, match="'float32', 'float64' or 'bfloat16', not 'float16'"):
         explainer(dtype="float16")
 
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from lrp_onnx.engine import Explainer
+from lrp_onnx.engine import Dtype, Explainer
 from lrp_onnx.engine.analysis import pictures
 from lrp_onnx.forward import make_forward
 from lrp_onnx.graph import Graph, load
@@ -89,6 +89,17 @@ def test_an_explanation_leaves_what_it_was_given_and_gave_before(name: str, resi
         assert torch.equal(first.relevance[tensor], wanted)
         assert torch.equal(again.relevance[tensor], wanted)
         assert again.relevance[tensor].is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_output_that_is_a_view_of_an_activation_stays_what_the_model_gave(dtype: Dtype) -> None:
+    text = "(float[N,2,9,9] x) => (float[N,M] y) { c = Conv(x, w) y = Flatten(c) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 19]> g {text}')
+    weight = np.random.default_rng(1).normal(size=(4, 2, 3, 3)).astype("f")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    found = Explainer(proto, "hudd", dtype=dtype).explain(X, target=0)
+    wanted = torch.conv2d(torch.from_numpy(X), torch.from_numpy(weight)).flatten(1)
+    torch.testing.assert_close(found.output.float(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_an_open_session_does_not_keep_what_it_was_opened_from(residual: Graph) -> None:

@@ -39,9 +39,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     seen: list[bool] = []
     run = PackedConvolution.__call__
 
-    def counted(self: PackedConvolution, x: Tensor, w: Tensor) -> Tensor:
+    def counted(self: PackedConvolution, x: Tensor, w: Tensor, **more: Any) -> Tensor:
         seen.append(self._flipped)
-        return run(self, x, w)
+        return run(self, x, w, **more)
 
     monkeypatch.setattr(PackedConvolution, "__call__", counted)
     return seen
@@ -77,6 +77,27 @@ def test_packed_is_unpacked(
             torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
     assert False in seen
     assert (True in seen) == ("strides" not in attributes), "the adjoint of a strided convolution is none"
+
+
+@pytest.mark.parametrize(("shape", "attributes"), CASES)
+@pytest.mark.parametrize("last", [True, False])
+def test_one_pass_gives_what_several_give(shape: tuple[int, ...], attributes: dict[str, Any], last: bool) -> None:
+    torch.manual_seed(0)
+    op = linear("Conv", torch.randn(shape), **attributes)
+    assert op.weight is not None
+    x = torch.randn(2, shape[1], 9, 10)
+    x = x.contiguous(memory_format=LAST) if last else x
+    column = torch.randn(1, shape[0], 1, 1)
+    for offset in (column, 1e-6):
+        z = op.forward(x, op.weight) + offset
+        torch.testing.assert_close(op.affine(x, op.weight, offset), z, rtol=1e-6, atol=1e-6)
+        low = op.affine(x, op.weight, offset, low=0.5)
+        torch.testing.assert_close(low, z.clamp(min=0.5), rtol=1e-6, atol=1e-6)
+        assert float(low.min()) == 0.5
+    g, before = torch.randn_like(z), x.clone()
+    wanted = x * op.transpose(g, op.weight, x.shape)
+    torch.testing.assert_close(op.share(x, g, op.weight), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.skipif(not packed_module.AVAILABLE, reason="this torch has no such kernels")

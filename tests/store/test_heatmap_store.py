@@ -202,6 +202,7 @@ def test_resume_starts_a_store_that_is_not_there_yet(tmp_path, make_spec):
         ({"layer_dtype": "float16"}, "layers differs"),
         ({"conservation": ()}, "conservation differs"),
         ({"compress": "gzip"}, "compress differs"),
+        ({"dtype": "bfloat16"}, "dtype differs: float32 in the store, bfloat16 now"),
         ({"input_shape": (3, 8, 8)}, "input shape differs"),
     ],
 )
