@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ import numpy as np
 import onnx
 
 from lrp_onnx.errors import ConversionError
+
+Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # a model on a batch of each of its inputs
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,11 @@ class Loaded:
     version: str
     inputs: tuple[InputSpec, ...]
     routes: tuple[Route, ...]
-    run: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None
+    run: Run | None
     batch: int | None = None
     notes: tuple[str, ...] = ()
     rounding: float = 0.0
-    run_exactly: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None
+    run_exactly: Run | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ class Converter:
     matches: Callable[[Request], bool]
     load: Callable[[Request], Loaded]
     takes: tuple[str, ...] = ()
+
+
+def made_once(make: Callable[[], Run]) -> Run:
+    """A way to run a model that is made when it is first needed."""
+    made = functools.cache(make)
+    return lambda arrays: made()(arrays)
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

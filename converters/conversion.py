@@ -15,7 +15,7 @@ import onnx
 from lrp_onnx.converters import factory, frozen_graph, keras_source, onnx_file, pytorch, tensorflow, tflite, verify
 from lrp_onnx.converters.base import Converter, Loaded, Request, Route, fits, one_line
 from lrp_onnx.converters.coexist import order_imports
-from lrp_onnx.converters.precision import in_float32
+from lrp_onnx.converters.precision import to_float32
 from lrp_onnx.converters.quiet import quiet
 from lrp_onnx.errors import ConversionError
 
@@ -292,8 +292,9 @@ def _beyond_rounding(
     try:
         close, exact, told = model, compare(model, loaded, route, exactly=True), rounded
         if exact.relative > allowed and route.export_exactly is not None:
-            precise = _exported(route.export_exactly, loaded, route)
-            exact, close = compare(precise, loaded, route, exactly=True), in_float32(precise)
+            close = _exported(route.export_exactly, loaded, route)
+            exact = compare(close, loaded, route, exactly=True)
+            to_float32(close)
             told = compare(close, loaded, route)
     except Exception:  # neither every framework nor every network runs in float64
         return model, rounded

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lrp_onnx.converters import tensorflow_graph
-from lrp_onnx.converters.base import InputSpec, Loaded, Request, Route, one_line, require, some
+from lrp_onnx.converters.base import InputSpec, Loaded, Request, Route, made_once, one_line, require, some
 from lrp_onnx.errors import ConversionError
 
 _NO_RESULT = {"Const", "Placeholder", "PlaceholderWithDefault", "NoOp", "Assert"}
@@ -69,7 +69,7 @@ def load(request: Request) -> Loaded:
     outputs = [name.removesuffix(":0") for name in asked]
     export = partial(tensorflow_graph.to_onnx, function, names, outputs)
     route = Route("tf2onnx, frozen graph", export, batch, partial(export, exactly=True))
-    exact = partial(tensorflow_graph.run_exactly, function)
+    exact = made_once(lambda: tensorflow_graph.in_float64(function))
     return Loaded("tensorflow", tf.__version__, inputs, (route,), run, batch, run_exactly=exact)
 
 

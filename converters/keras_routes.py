@@ -12,11 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from lrp_onnx.converters import tensorflow_graph
-from lrp_onnx.converters.base import InputSpec, Request, Route, require
+from lrp_onnx.converters.base import InputSpec, Request, Route, Run, made_once, require
 from lrp_onnx.errors import ConversionError
 
 Call = Callable[..., Any]
@@ -43,9 +42,9 @@ def routes(model: Any, call: Call, inputs: Sequence[InputSpec], request: Request
     return tuple(elsewhere)
 
 
-def run_exactly(call: Call, inputs: Sequence[InputSpec], arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """One run on the TensorFlow backend, in float64."""
-    return tensorflow_graph.run_exactly(_traced(call, inputs, None), arrays)
+def exact_run(call: Call, inputs: Sequence[InputSpec]) -> Run:
+    """What the model computes on the TensorFlow backend, in float64."""
+    return made_once(lambda: tensorflow_graph.in_float64(_traced(call, inputs, None)))
 
 
 def _tensorflow(model: Any, call: Call, inputs: Sequence[InputSpec], how: str, batch: int | None) -> Route:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def load_object(request: Request, model: Any = None) -> Loaded:
     backend = keras.backend.backend()
     routes = keras_routes.routes(model, call, inputs, request)
     version = f"{keras.__version__} ({backend} {getattr(require(backend, 'tensorflow', ''), '__version__', '')})"
-    exact = partial(keras_routes.run_exactly, call, inputs) if backend == "tensorflow" else None
+    exact = keras_routes.exact_run(call, inputs) if backend == "tensorflow" else None
     return Loaded("keras", version, inputs, routes, run, notes=tuple(notes), run_exactly=exact)
 
 

@@ -9,12 +9,9 @@ _FLOAT, _DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
 _CHOOSES_TYPE = {"to", "dtype", "output_dtype"}  # attributes that name an element type
 
 
-def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` with every float64 in float32: constants, inputs, outputs, and what nodes make."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    _narrow(copy.graph)
-    return copy
+def to_float32(model: onnx.ModelProto) -> None:
+    """Turn every float64 of `model` into float32: constants, inputs, outputs, and what nodes make."""
+    _narrow(model.graph)
 
 
 def _narrow(graph: onnx.GraphProto) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lrp_onnx.converters import tensorflow_graph
-from lrp_onnx.converters.base import InputSpec, Loaded, Request, Route, given_or, one_line, require, some
+from lrp_onnx.converters.base import InputSpec, Loaded, Request, Route, given_or, made_once, one_line, require, some
 from lrp_onnx.errors import ConversionError
 
 _SIGNATURE = "serving_default"
@@ -58,7 +58,7 @@ def load(request: Request) -> Loaded:
         return tensorflow_graph.to_onnx(function, names, outputs, exactly=exactly)
 
     routes = (Route(f"tf2onnx, signature {chosen!r}", export, batch, partial(export, exactly=True)),)
-    exact = partial(tensorflow_graph.run_exactly, function)
+    exact = made_once(lambda: tensorflow_graph.in_float64(function))
     return Loaded("tensorflow", tf.__version__, inputs, routes, run, batch, run_exactly=exact)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,9 +75,9 @@ def to_onnx(function: Any, inputs: Sequence[str], outputs: Sequence[str], *, exa
     return _with_weights(proto, weights)
 
 
-def run_exactly(function: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def in_float64(function: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
     """
-    Run a concrete function with its float32 in float64.
+    What a concrete function computes, with its float32 in float64.
 
     Raises
     ------
@@ -90,14 +90,22 @@ def run_exactly(function: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]
 
     graph_def = tf_loader.convert_variables_to_constants_large_model(function)
     _widen(graph_def)
+    weights = _take_out_weights(graph_def)
     for holder in _nodes(graph_def):
         holder.attr.pop("_XlaMustCompile", None)
     wide = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph_def, name=""), [])
     taken = function.inputs[: len(function.inputs) - len(function.captured_inputs)]
-    feeds, fetches = ([wide.graph.as_graph_element(t.name) for t in own] for own in (taken, function.outputs))
-    with tf.device("/CPU:0"):
-        fed = [tf.convert_to_tensor(array, feed.dtype) for array, feed in zip(arrays, feeds, strict=True)]
-        return [np.asarray(output) for output in tf.nest.flatten(wide.prune(feeds, fetches)(*fed))]
+    names = [tensor.name for tensor in taken]
+    feeds = [wide.graph.as_graph_element(name) for name in (*names, *(f"{name}:0" for name in weights))]
+    pruned = wide.prune(feeds, [wide.graph.as_graph_element(tensor.name) for tensor in function.outputs])
+
+    def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        with tf.device("/CPU:0"):
+            given = (*arrays, *weights.values())
+            fed = [tf.convert_to_tensor(array, feed.dtype) for array, feed in zip(given, feeds, strict=True)]
+            return [np.asarray(output) for output in tf.nest.flatten(pruned(*fed))]
+
+    return run
 
 
 def _nodes(graph_def: Any) -> Iterator[Any]:

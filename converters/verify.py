@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
-from lrp_onnx.converters.base import InputSpec, Loaded, Route, one_line
+from lrp_onnx.converters.base import InputSpec, Loaded, Route, Run, one_line
 from lrp_onnx.errors import ConversionError, ModelError
 from lrp_onnx.runtime import open_session
 
@@ -85,10 +85,7 @@ def compare(
     return Agreement(difference, relative, notes if constant and batches[-1] > 1 else ())
 
 
-_Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
-
-
-def _in_runtime(model: onnx.ModelProto) -> _Run:
+def _in_runtime(model: onnx.ModelProto) -> Run:
     try:
         session = open_session(model)
     except ModelError as error:
@@ -104,7 +101,7 @@ def _in_runtime(model: onnx.ModelProto) -> _Run:
     return run
 
 
-def _in_torch(model: onnx.ModelProto) -> _Run:
+def _in_torch(model: onnx.ModelProto) -> Run:
     """In float64, by this package's own operators."""
     import torch
 
@@ -158,7 +155,7 @@ def _sizes(spec: InputSpec, preprocess: Preprocess | None) -> list[int]:
     return [size or _FREE_SIZE for size in spec.shape]
 
 
-def _in_chunks(run: _Run, inputs: Sequence[np.ndarray], size: int | None) -> list[np.ndarray]:
+def _in_chunks(run: Run, inputs: Sequence[np.ndarray], size: int | None) -> list[np.ndarray]:
     """Run a source of fixed batch size as often as needed."""
     count = len(inputs[0])
     if size is None or size == count:

@@ -98,4 +98,4 @@ def test_a_graph_of_both_precisions_is_not_widened() -> None:
         tf.TensorSpec((None, 4), tf.float32, name="x")
     )
     with pytest.raises(ConversionError, match="mixes float32 and float64"):
-        tensorflow_graph.run_exactly(function, [np.ones((1, 4), np.float32)])
+        tensorflow_graph.in_float64(function)
