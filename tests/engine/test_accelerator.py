@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,3 +244,21 @@ def test_the_device_check_compares_and_measures() -> None:
     lines = list(device_check.report("small", module, graph, "cpu", (3, 12, 12), [1, 2], 0.001))
     assert len(lines) == len(device_check.COMPOSITES) + 2
     assert all(good for _, good in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", device_check.NETWORKS)
+def test_nothing_waits_in_networks_of_torchvision(name: str, tmp_path: Path) -> None:
+    device_check.export(name, tmp_path / "model.onnx")
+    graph, x = load(tmp_path / "model.onnx"), torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    for by in ("epsilon-plus-flat", "epsilon-gamma-box"):
+        with PretendedAccelerator() as accelerator:
+            explainer = Explainer(graph, made(by), device=str(DEVICE))
+            explainer.open()
+            there = x.to(DEVICE)
+            accelerator.waits.clear()
+            found = explainer.explain(there)
+            assert accelerator.waits == ["a copy of (1,) from the accelerator"]
+            relevance = values(next(iter(found.relevance.values())))
+        assert relevance.shape == x.shape
+        assert relevance.isfinite().all()
