@@ -27,23 +27,21 @@ _SLAB = (
     8192  # features in one product: short sums in float32, added up in float64, are 15 times as exact as one long sum
 )
 _MOST_ROWS = 2048  # more rows in a block are no faster, and a tile of distances takes their square
-_TILE = 1 << 21  # distances at a time: more in float64 leave the cache between one step and the next
-_STRIP = 256  # rows at a time of a tile on the diagonal, half of which nobody asks for
+_STRIP = 192  # rows at a time of a tile on the diagonal, half of which nobody asks for; fewer multiply slowly
 _WIDENED = 1 << 16  # values in float64 at a time, which a cache holds
 _READ = 8 << 20
 # A Gram product loses the distance of two rows whose squared distance is this small beside their squared norms.
 _LOST = {"float32": 1e-2, "float64": 1e-6}
 _FEW = 0.01  # so few lost pairs of a tile are cheaper one by one than in a second product
+_NORMS = 1e-10, 1e10  # between these, squares fit into float32
 
 
 class Block(NamedTuple):
-    """Some heatmaps as rows (b, features), and the sum of squares of each, float64 (b,)."""
+    """Some heatmaps as rows (b, features), a factor for each, and the sum of squares once scaled, float64 (b,)."""
 
     rows: torch.Tensor
+    scale: torch.Tensor
     squares: torch.Tensor
-
-    def part(self, start: int, stop: int | None = None) -> Block:
-        return Block(self.rows[start:stop], self.squares[start:stop])
 
 
 class HeatmapRows:
@@ -98,8 +96,7 @@ class HeatmapRows:
         self.features = math.prod(kept)
         if not self.features:
             raise DataError(f"{name}: heatmaps of shape {self.shape} have no values to compare")
-        # Norms as read, and sums of squares as scaled. Rows are read many times; this needs to be done but once.
-        self._norms, self._squares = np.full((2, len(self.rows)), np.nan)
+        self._norms = np.full(len(self.rows), np.nan)  # rows are read many times; this needs to be done but once
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -138,19 +135,23 @@ class HeatmapRows:
                 values = values.sum(1, dtype=torch.float64)
             part = block[first - start : first - start + len(rows)]
             part.copy_(values.reshape(len(rows), -1))
-            here = slice(first, first + len(rows))
-            known = not np.isnan(self._squares[here]).any()
-            if not known:
-                self._norms[here] = _norms(part)
-                if not np.isfinite(self._norms[here]).all():
-                    bad = rows[np.argmin(np.isfinite(self._norms[here]))]
+            norms = self._norms[first : first + len(rows)]
+            if np.isnan(norms).any():
+                norms[:] = _norms(part)
+                if not np.isfinite(norms).all():
+                    bad = rows[np.argmin(np.isfinite(norms))]
                     raise DataError(f"{self.name}: row {bad} holds values that are not finite; make its heatmap again")
-            if self.unit:
-                norms = torch.from_numpy(self._norms[here])[:, None]
-                part /= torch.where(norms > 0, norms, 1).to(part.dtype)
-            if not known:
-                self._squares[here] = (_norms(part) if self.unit else self._norms[here]) ** 2
-        return Block(block.to(self.device), torch.from_numpy(self._squares[start:stop]).to(self.device))
+            for row in np.flatnonzero(_powers(norms)) if self.unit else ():
+                part[row] *= 2.0 ** float(_powers(norms[row]))
+        norms = self._norms[start:stop]
+        if self.unit:  # products are scaled, not rows: they are fewer
+            norms = norms * 2.0 ** _powers(norms)
+            scale, squares = np.divide(1, norms, out=np.ones(len(norms)), where=norms > 0), np.sign(norms)
+        else:
+            scale, squares = np.ones(len(norms)), norms**2
+        return Block(
+            *(values.to(self.device) for values in (block, torch.from_numpy(scale), torch.from_numpy(squares)))
+        )
 
     def buffer(self, blocks: list[tuple[int, int]]) -> torch.Tensor:
         """Room for any of the blocks. Used again and again: fresh memory for each block took a third of the time."""
@@ -230,12 +231,7 @@ def segments(
         block = reader.read(start, stop, one)
         for first, last in blocks[here:]:
             other = block if first == start else reader.read(first, last, two)
-            diagonal = other is block
-            step = _STRIP if diagonal else max(1, _TILE // (last - first))
-            for top in range(0, stop - start, step):
-                left = top if diagonal else 0
-                tile = _tile(reader, block.part(top, top + step), other.part(left), diagonal)
-                strip[top : top + step, first - start + left : last - start] = tile
+            strip[:, first - start : last - start] = _tile(reader, block, other)
         yield start * count - start * (start + 1) // 2, np.concatenate([row[i + 1 :] for i, row in enumerate(strip)])
 
 
@@ -270,37 +266,69 @@ def _check_device(device: str) -> None:
         raise DataError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _tile(reader: HeatmapRows, one: Block, other: Block, diagonal: bool = False) -> NDArray[Any]:
-    """Distances of the rows of two blocks; with `diagonal` the first of them are the same rows."""
+def _tile(reader: HeatmapRows, one: Block, other: Block) -> NDArray[Any]:
+    """Distances of the rows of two blocks; of a block to itself, only those above the diagonal are right."""
     import torch
 
-    squared = _squared_distances(one, other, reader.dtype, diagonal)
-    if not reader.cosine:
-        return squared.sqrt_().to(one.rows.dtype).cpu().numpy()
-    squared /= 2  # of unit vectors that is 1 - cos
-    squared[torch.logical_xor(one.squares[:, None] > 0, other.squares[None, :] > 0)] = 1
-    return squared.to(one.rows.dtype).cpu().numpy()
+    squared = _squared_distances(one, other, reader.dtype)
+    tile = torch.empty(squared.shape, dtype=one.rows.dtype, device=squared.device)
+    for some in _pieces(squared):
+        part = squared[some]
+        if reader.cosine:
+            part /= 2  # of unit vectors that is 1 - cos
+            part[torch.logical_xor(one.squares[some, None] > 0, other.squares > 0)] = 1
+        else:
+            part.sqrt_()
+        tile[some] = part
+    return tile.cpu().numpy()
 
 
-def _squared_distances(one: Block, other: Block, dtype: str, diagonal: bool) -> torch.Tensor:
+def _squared_distances(one: Block, other: Block, dtype: str) -> torch.Tensor:
     """|x - y|² = |x|² + |y|² - 2 x·y, float64; where that difference cancels, first the product, then the pair itself
     is computed again in float64."""
-    import torch
-
     for precision in ("float32", "float64") if dtype == "float32" else ("float64",):
-        squared = one.squares[:, None] + other.squares
-        for start in range(0, one.rows.shape[1], _SLAB):
-            slab, type_ = slice(start, start + _SLAB), getattr(torch, precision)
-            squared.sub_(one.rows[:, slab].to(type_) @ other.rows[:, slab].to(type_).T, alpha=2)
-        if diagonal:
+        squared = _products(one.rows, other.rows, precision)
+        for some in _pieces(squared):
+            part = squared[some]
+            part *= -2 * one.scale[some, None]
+            part *= other.scale
+            part += one.squares[some, None]
+            part += other.squares
+        if one is other:
             squared.fill_diagonal_(math.inf)
         lost = _lost_pairs(squared, one.squares, other.squares, _LOST[precision])
         if len(lost) <= _FEW * squared.numel():
             break
-    _recompute(squared, lost, one.rows, other.rows)
-    if diagonal:
+    _recompute(squared, lost, one, other)
+    if one is other:
         squared.fill_diagonal_(0)
     return squared
+
+
+def _products(one: torch.Tensor, other: torch.Tensor, precision: str) -> torch.Tensor:
+    """Scalar products of rows, float64; of rows among themselves those on and above the diagonal, and some below."""
+    import torch
+
+    products = torch.zeros((len(one), len(other)), dtype=torch.float64, device=one.device)
+    room = torch.empty(products.shape, dtype=getattr(torch, precision), device=one.device)
+    step = _STRIP if one is other else max(1, len(one))
+    for start in range(0, one.shape[1], _SLAB):
+        left = one[:, start : start + _SLAB].to(room.dtype)
+        right = left if one is other else other[:, start : start + _SLAB].to(room.dtype)
+        for top in range(0, len(one), step):
+            rows, columns = left[top : top + step], right[top if one is other else 0 :]
+            some = room.view(-1)[: len(rows) * len(columns)].view(len(rows), len(columns))
+            torch.mm(rows, columns.T, out=some)
+            sums = products[top : top + step, top if one is other else 0 :]
+            for piece in _pieces(some):
+                sums[piece].add_(some[piece])
+    return products
+
+
+def _pieces(matrix: torch.Tensor) -> Iterator[slice]:
+    """Rows of a matrix, so many at a time that a cache holds them from one step to the next."""
+    step = max(1, _WIDENED // max(1, matrix.shape[1]))
+    return (slice(start, start + step) for start in range(0, len(matrix), step))
 
 
 def _lost_pairs(squared: torch.Tensor, one: torch.Tensor, other: torch.Tensor, share: float) -> NDArray[np.int64]:
@@ -308,6 +336,12 @@ def _lost_pairs(squared: torch.Tensor, one: torch.Tensor, other: torch.Tensor, s
     if float(squared.min()) >= share * float(one.max() + other.max()):  # as ever so often, and one pass instead of four
         return np.empty((0, 2), dtype=np.int64)
     return (squared < share * (one[:, None] + other)).nonzero().cpu().numpy()
+
+
+def _powers(norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The powers of two that bring rows of such norms to where squares fit into float32; 0 for rows that are there."""
+    far = (norms > 0) & ((norms < _NORMS[0]) | (norms > _NORMS[1]))
+    return np.where(far, np.clip(-np.floor(np.log2(np.where(far, norms, 1))), -126, 126), 0)
 
 
 def _norms(rows: torch.Tensor) -> NDArray[np.float64]:
@@ -321,20 +355,21 @@ def _norms(rows: torch.Tensor) -> NDArray[np.float64]:
     return torch.cat(norms).numpy()
 
 
-def _recompute(squared: torch.Tensor, pairs: NDArray[np.int64], one: torch.Tensor, other: torch.Tensor) -> None:
+def _recompute(squared: torch.Tensor, pairs: NDArray[np.int64], one: Block, other: Block) -> None:
     """Replace lost distances by sums of squared differences; equal rows, of which there may be many, by 0."""
     import torch
 
     if not len(pairs):
         return
-    keys = [{row: hash(rows[row].cpu().numpy().tobytes()) for row in np.unique(pairs[:, side]).tolist()}
-            for side, rows in enumerate((one, other))]  # fmt: skip
-    chunk = max(1, _SLAB * 64 // one.shape[1])
+    keys = [{row: hash(block.rows[row].cpu().numpy().tobytes()) for row in np.unique(pairs[:, side]).tolist()}
+            for side, block in enumerate((one, other))]  # fmt: skip
+    chunk = max(1, _SLAB * 64 // one.rows.shape[1])
     for row, columns in _by_row(pairs):
         squared[row, columns] = 0
         different = torch.from_numpy(columns[[keys[1][column] != keys[0][row] for column in columns.tolist()]])
         for some in different.split(chunk):
-            squared[row, some] = (other[some].double() - one[row].double()).square_().sum(1)
+            here = one.rows[row].double() * one.scale[row]
+            squared[row, some] = (other.rows[some].double() * other.scale[some, None] - here).square_().sum(1)
 
 
 def _by_row(pairs: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -182,10 +182,11 @@ def _projected(reader: HeatmapRows, step: int, memory: int) -> Iterator[tuple[in
     blocks = reader.blocks(memory)
     buffer = reader.buffer(blocks)
     for start, stop in blocks:
-        rows, part = reader.read(start, stop, buffer).rows, torch.zeros((stop - start, _WIDTH))
+        block, part = reader.read(start, stop, buffer), torch.zeros((stop - start, _WIDTH))
         for first in range(0, reader.features, _SLAB):
             slab = slice(first, first + _SLAB)
-            part += rows[:, slab] @ torch.from_numpy(signs[slab]).float()
+            part += block.rows[:, slab] @ torch.from_numpy(signs[slab]).float()
+        part *= block.scale[:, None]
         yield start, stop, part.numpy() / np.sqrt(_WIDTH)
 
 

@@ -90,6 +90,17 @@ def test_identical_heatmaps_are_exactly_zero_apart():
     assert not pairwise(np.ones((30, 12), np.float32)).any()
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_heatmaps_whose_squares_leave_float32_are_compared_by_their_direction(metric):
+    values = heatmaps(40)
+    values *= np.float32(10.0) ** np.random.default_rng(5).integers(-30, 31, (40, 1, 1, 1)).astype(np.float32)
+    values[30:] = values[:10] * np.float32(2) ** -20
+    for memory in (1 << 30, 15_000):
+        found = pairwise(values, metric=metric, memory=memory)
+        expected = plain(values, "unit-l2", metric)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-12)
+
+
 def test_a_heatmap_of_zeros_has_a_distance():
     values = heatmaps(5, (4,))
     values[[1, 3]] = 0
