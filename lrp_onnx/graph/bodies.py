@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from lrp_onnx.graph import contrib_attention  # noqa: F401  (registers its operators)
+from lrp_onnx.graph import classic, contrib_attention  # noqa: F401  (they register their operators)
 from lrp_onnx.graph.blocked import unblock
 from lrp_onnx.graph.contrib import CONTRIB, body_of
 from lrp_onnx.graph.functions import DOMAIN, add_function
@@ -43,7 +43,8 @@ class WriteOut(ir.passes.InPlacePass):
 
     1. Operators of the ONNX standard that it defines as functions: fused attention, rotary embeddings, losses, windows.
     2. Operators that ONNX Runtime's optimiser puts in their place (domain com.microsoft).
-    3. The output's name is kept; a node for which there is no such form is left as it is, to be refused by name.
+    3. Linear operators of classic machine learning (domain ai.onnx.ml).
+    4. The output's name is kept; a node for which there is no such form is left as it is, to be refused by name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -89,6 +89,9 @@ def canonical_differences(
 
 def difference(tensor: str, expected: np.ndarray, actual: np.ndarray) -> Difference:
     """How far two arrays of one shape are apart; equal infinities and NaN in the same place are no difference."""
+    if expected.dtype.kind in "OSU":  # class names
+        off = 0.0 if np.array_equal(expected, actual) else np.inf
+        return Difference(tensor, off, off)
     a, b = expected.astype(np.float64), actual.astype(np.float64)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):

@@ -62,6 +62,9 @@ class Call:
     def text(self, name: str, default: str = "") -> str:
         return self._node.attributes.get_string(name, default)
 
+    def words(self, name: str) -> Sequence[str]:
+        return self._node.attributes.get_strings(name, [])
+
     def integers(self, name: str) -> Sequence[int]:
         return self._node.attributes.get_ints(name, [])
 

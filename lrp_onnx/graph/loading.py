@@ -15,6 +15,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 from onnx_ir.passes.common import CheckerPass
 
 from lrp_onnx.errors import ModelError
+from lrp_onnx.graph.classic import without_maps
 from lrp_onnx.graph.contrib import adopt
 from lrp_onnx.graph.model import Graph
 from lrp_onnx.graph.values import constant
@@ -53,6 +54,7 @@ def load(
     proto, name, digest = _read(source)
     if not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
         raise ModelError(f"{name}: the model states no opset of the standard operators; export it again")
+    proto = without_maps(proto)
     try:
         model = _own(ir.from_proto(proto))
     except Exception as error:  # onnx_ir raises whatever its reader met first

@@ -68,8 +68,14 @@ def aim_at(
     return worst
 
 
-def of_class(target: str | int | Chosen, samples: Samples, outputs: tuple[int, ...]) -> bool:
-    """Whether a target is a class, with a probability of its own: the outputs are (K,) and not regressed."""
+def of_class(target: str | int | Chosen, samples: Samples, outputs: tuple[int, ...], *, sigmoid: bool = False) -> bool:
+    """Whether a target is a class, with a probability of its own: the outputs are (K,) and not regressed.
+
+    One output is a class where the samples have such, or it goes through a `sigmoid`; otherwise a number, which as a
+    probability would be 0 or 1 whatever comes in.
+    """
+    if outputs == (1,) and not sigmoid and not (samples.labels >= 0).any():
+        return False
     plain = target in PLAIN if isinstance(target, str) else isinstance(target, int)
     plain = plain or (isinstance(target, str) and ":" not in target)  # a class by name
     return plain and target != "worst" and samples.expected is None and len(outputs) == 1

@@ -77,7 +77,8 @@ def check_forward(graph: Graph, samples: Samples) -> Check:
         judgement = _judge(graph, worst.relative)
         return Check("forward", "warn" if judgement == "pass" else judgement, reason, numbers, _worst(nodes))
     try:
-        forward = TorchForward(graph, list(graph.outputs), torch.float32, _CPU)
+        numbers_of = [n for n, info in graph.outputs.items() if info.elem_type != onnx.TensorProto.STRING]
+        forward = TorchForward(graph, numbers_of, torch.float32, _CPU)
         found = forward({name: _tensor(array) for name, array in part.items()})
     except LrpOnnxError as error:
         return Check("forward", "fail", f"torch stops: {error}", numbers, _worst(nodes))
@@ -106,6 +107,8 @@ def _by_node(graph: Graph, values: Mapping[str, NDArray[np.generic]]) -> tuple[l
     """The largest difference of each node by name, and the op types without a meaning in torch."""
     result, unknown = [], dict[str, None]()
     for node in graph.nodes:
+        if any(graph.dtypes.get(name) == onnx.TensorProto.STRING for name in (*node.inputs, *node.outputs)):
+            continue  # class names
         try:
             outputs = _run(graph, node, values)
         except UnsupportedOpError:

@@ -83,7 +83,8 @@ def verify(
     report = progress or (lambda check, done, total: None)
     aim = aim_at(target, graph, explainer.output, taken, loss=loss, vocabulary=vocabulary)
     rough = walk(explainer, taken, aim=aim)
-    classes = of_class(target, taken, rough.shape)
+    cut = graph.cuts.get(explainer.output)
+    classes = of_class(target, taken, rough.shape, sigmoid=cut is not None and cut.op_type == "Sigmoid")
     own = sorted({label(node) for node in graph.nodes if node.domain and find(node)})
 
     def of(name: str, check: Callable[[], Check]) -> Check:
