@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -276,6 +277,39 @@ def seizure(folders: Mapping[str, Path]) -> Subject:
 def spindles(folders: Mapping[str, Path]) -> Subject:
     inputs = {"raw_signal": noise(1, 1, 7500), "spectrogram": noise(1, 15, 7500)}
     return Subject(next(folders[EEG].rglob("spindle-detector-eeg.onnx")), inputs, "index:3,0", "detection")
+
+
+KHMER = "khmersm==1.4.2"
+
+
+@entry("khmersm", "words of a text without spaces (transformer)", "a Khmer sentence, by character", KHMER)
+def khmer(folders: Mapping[str, Path]) -> Subject:
+    text, folder = "ខ្ញុំស្រឡាញ់ភាសាខ្មែរ", folders[KHMER] / "khmersm"
+    ids = json.loads((folder / "config.json").read_text(encoding="utf-8"))["char2id"]
+    inputs = {"x": np.array([[ids.get(letter, 1) for letter in text]]), "mask": np.ones((1, len(text)), bool)}
+    return Subject(folder / "model.onnx", inputs, "position:3", composite="attnlrp")
+
+
+ORINET = "occular-deskew==0.5.0"
+
+
+@entry("OriNet", "4 orientations", "photographed page", ORINET)
+def orinet(folders: Mapping[str, Path]) -> Subject:
+    page = first(array(photograph("page.png"), (320, 320)))
+    return Subject(next(folders[ORINET].rglob("orientation_orinet_fp32.onnx")), {"": page})
+
+
+ROMANIZER = "arabic-name-romanizer==0.2.0"
+
+
+@entry("Arabic name romanizer, encoder", "state of a bidirectional GRU", "a name, by letter", ROMANIZER)
+def romanizer(folders: Mapping[str, Path]) -> Subject:
+    folder = folders[ROMANIZER] / "arabic_name_romanizer/resources"
+    words = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["tokens"]
+    ids = np.array([[words.index(token) for token in ("<EG>", "<ROLE_GIVEN>", *"محمد")]])
+    return Subject(
+        folder / "encoder.onnx", {"src": ids, "src_mask": np.zeros_like(ids, bool)}, "index:1,0", "hidden_out"
+    )
 
 
 def _module(folder: Path, name: str) -> Any:

@@ -184,7 +184,9 @@ def places_of(explainer: Explainer, samples: Samples, by_input: Mapping[str, Flo
         if name in explainer.plan.ids:
             words = np.ones(values.shape, bool)
             for mask in masks:
-                words &= mask if mask.shape == words.shape else True
+                if mask.shape == words.shape:
+                    # of some models it calls padding what others call words: relevance is at the words
+                    words &= ~mask if not relevance[mask].any() and relevance[~mask].any() else mask
             found.append(Tokens(name, values, relevance, words, tables.get(name), vocabulary))
         elif values.ndim == 4:
             found.append(Picture(name, values, relevance, samples))

@@ -56,12 +56,12 @@ def proto(text: str, **arrays: NDArray[np.generic]) -> onnx.ModelProto:
     return model
 
 
-def reader() -> onnx.ModelProto:
+def reader(text: str = TOKENS) -> onnx.ModelProto:
     """Few words say much, most say little, as words do; tokens that are no words say nothing."""
     table = RANDOM.normal(size=(len(WORDS), 8)) * RANDOM.choice([0.1, 3.0], (len(WORDS), 1), p=[0.7, 0.3])
     table[:5] = 0
     return proto(
-        TOKENS,
+        text,
         table=table,
         kinds=np.zeros((2, 8)) + 0.01,
         w1=RANDOM.normal(size=(8, 16)),
@@ -152,6 +152,19 @@ def test_special_tokens_padding_masks_and_types_stay(vocab: Path, away: str, mon
         assert set(new) <= set(range(5, 40)) | {1, WORDS.index("[MASK]")}
     words = np.array([[WORDS[i] == "[UNK]" or i >= 5 for i in row] for row in unchanged["input_ids"]])
     assert (changed == words).all()
+
+
+def test_a_mask_that_marks_padding_is_understood() -> None:
+    text = TOKENS.replace("m = Cast<to=1>(attention_mask)", "n = Equal(attention_mask, zero)  m = Cast<to=1>(n)")
+    found = []
+    for turned in (False, True):
+        RANDOM.bit_generator.state = np.random.default_rng(5).bit_generator.state
+        model, data = reader(text if turned else TOKENS), sentences()
+        model.graph.initializer.append(numpy_helper.from_array(np.array(0), "zero"))
+        if turned:
+            data["attention_mask"] = 1 - data["attention_mask"]
+        found.append(lrp_onnx.verify(model, data, composite="epsilon", samples=12)["faithfulness"])
+    assert found[0].judgement == "pass" and found[1].numbers == pytest.approx(found[0].numbers)
 
 
 def test_texts_are_followed_by_the_command(vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
