@@ -62,7 +62,10 @@ Tried and left out:
 - the forward pass by the walk's own kernels, activations channels last and ReLU in the kernel, in place of ONNX
   Runtime: as fast (0.98 to 1.05 times), and no longer what is deployed;
 - torch.compile for what lies between convolutions of VGG-16 (R / (z + eps) and what the bias takes): 9.7 ms in place
-  of 8.4 ms, for it makes new memory, and half a minute of compiling."""
+  of 8.4 ms, for it makes new memory, and half a minute of compiling;
+- a CUDA graph of forward pass and walk. Nothing between input and relevance waits for the device, which is what
+  capturing needs, but models that compute positions or matrices of Resize on the host copy these in every run, which
+  a capture refuses."""
 
 
 def measure(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:

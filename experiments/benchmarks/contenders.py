@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from lrp_onnx import rules
+from lrp_onnx.graph import Graph, load
 from lrp_onnx.ops import has_bfloat16
 
 NETWORKS = ("alexnet", "vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "vit_b_16")
@@ -81,10 +83,9 @@ def contender(name: str, network_name: str, path: Path, x: Tensor) -> Run:
 
 def _ours(name: str, path: Path, x: Tensor) -> Run:
     from lrp_onnx.engine import Explainer
-    from lrp_onnx.graph import load
     from lrp_onnx.runtime import open_session
 
-    graph = load(path)
+    graph = _graph(path)
     if name == "ONNX Runtime forward":
         if x.device.type != "cpu":
             raise ValueError("ONNX Runtime is used on the CPU alone")
@@ -95,6 +96,12 @@ def _ours(name: str, path: Path, x: Tensor) -> Run:
     explainer = Explainer(graph, prepared(composite), device=str(x.device), dtype="bfloat16" if narrow else "float32")
     explainer.open()  # which is a part of loading the model
     return lambda: explainer.explain(x)
+
+
+@lru_cache(maxsize=1)
+def _graph(path: Path) -> Graph:
+    """One for all contenders: of VGG-16, a copy for each would not fit into memory."""
+    return load(path)
 
 
 def _zennit(name: str, module: nn.Module, x: Tensor) -> Run:
