@@ -17,6 +17,7 @@ from lrp_onnx.errors import ConversionError
 _OPSET = 18  # the highest that tf2onnx writes
 # Integer kernels round where floats do not; a step is 1/255 of a tensor's range, and steps add up from layer to layer.
 _ROUNDING = 0.1
+_STATES = {"ASSIGN_VARIABLE", "CALL_ONCE", "READ_VARIABLE", "VAR_HANDLE"}
 
 
 def matches(request: Request) -> bool:
@@ -31,6 +32,7 @@ def load(request: Request) -> Loaded:
     if request.weights is not None:
         raise ConversionError(f"{path}: a TensorFlow Lite file has its weights inside; weights cannot be given as well")
     interpreter, version = _interpreter(path)
+    _refuse_states(path, interpreter)
     details = interpreter.get_input_details()
     inputs = tuple(
         InputSpec(_short(each["name"]), tuple(int(size) for size in each["shape"][1:]), np.dtype(each["dtype"]))
@@ -67,6 +69,16 @@ def _interpreter(path: Path) -> tuple[Any, str]:
     except Exception as error:
         raise ConversionError(f"{path} cannot be read as a TensorFlow Lite model: {one_line(error)}") from error
     return made, tensorflow.__version__
+
+
+def _refuse_states(path: Path, interpreter: Any) -> None:
+    """Refuse variables that outlive a call, as streaming models have them: ONNX has none."""
+    listed = getattr(interpreter, "_get_ops_details", list)()  # private, so that another version may lack it
+    if states := sorted({each["op_name"] for each in listed} & _STATES):
+        raise ConversionError(
+            f"{path} keeps a state from call to call ({', '.join(states)}), which ONNX cannot; convert a version "
+            "of the model that takes its state as an input and gives it as an output"
+        )
 
 
 def _export(path: Path, names: Sequence[str]) -> onnx.ModelProto:

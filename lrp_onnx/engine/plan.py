@@ -30,6 +30,7 @@ from lrp_onnx.engine.analysis import (
 from lrp_onnx.errors import ModelError, RuleError, UnsupportedOpError
 from lrp_onnx.forward import Constants, TorchForward
 from lrp_onnx.graph import Graph, Node
+from lrp_onnx.graph.classic import CLASSIC
 from lrp_onnx.ops import Site, find, label, narrowed
 
 
@@ -250,6 +251,11 @@ class _Builder:
         if self.composite.gradient and place.op_type in ROUNDING:
             return "straight-through", {}, "rounds"
         chosen = self.composite.resolve(place)
+        if chosen is None and site.node.domain == CLASSIC:
+            raise UnsupportedOpError(
+                f"{site.node} is on the relevance path and cannot be explained: trees, support vectors and neighbours "
+                "compare instead of adding up, so that there is nothing to share out"
+            )
         if chosen is None:
             known = "no rule by default" if site.op else "no meaning known to this package"
             raise UnsupportedOpError(

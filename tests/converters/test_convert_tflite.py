@@ -116,3 +116,20 @@ def test_damaged_file_is_named(tmp_path: Path) -> None:
         convert(tmp_path / "broken.tflite")
     with pytest.raises(ConversionError, match=r"has its weights inside"):
         convert(tmp_path / "broken.tflite", weights="w.h5")
+
+
+def test_a_model_that_keeps_a_state_is_refused_by_name(tmp_path: Path) -> None:
+    class Counter(tf.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.seen = tf.Variable(tf.zeros((1, 4)))
+
+        @tf.function(input_signature=[tf.TensorSpec((1, 4), tf.float32)])
+        def __call__(self, x: Any) -> Any:
+            return self.seen.assign_add(x)
+
+    counter = Counter()
+    lite = tf.lite.TFLiteConverter.from_concrete_functions([counter.__call__.get_concrete_function()], counter)
+    lite.experimental_enable_resource_variables = True
+    path = written(tmp_path / "counter.tflite", lite)
+    with pytest.raises(ConversionError, match=r"counter.tflite keeps a state from call to call \(.*VAR_HANDLE"):
+        convert(path)
