@@ -73,8 +73,8 @@ def _interpreter(path: Path) -> tuple[Any, str]:
 
 def _refuse_states(path: Path, interpreter: Any) -> None:
     """Refuse variables that outlive a call, as streaming models have them: ONNX has none."""
-    listed = getattr(interpreter, "_get_ops_details", list)()  # private, so that another version may lack it
-    if states := sorted({each["op_name"] for each in listed} & _STATES):
+    known: Any = getattr(interpreter, "_get_ops_details", list)  # private, so that another version may lack it
+    if states := sorted({each["op_name"] for each in known()} & _STATES):
         raise ConversionError(
             f"{path} keeps a state from call to call ({', '.join(states)}), which ONNX cannot; convert a version "
             "of the model that takes its state as an input and gives it as an output"

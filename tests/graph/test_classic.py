@@ -96,5 +96,5 @@ def test_what_compares_is_refused_by_name() -> None:
         "SVMRegressor", ["x"], ["y"], coefficients=[1.0], support_vectors=[0.0] * 4, n_supports=1, rho=[0.0],
         kernel_type="RBF", kernel_params=[1.0, 0.0, 0.0],
     )  # fmt: skip
-    with pytest.raises(UnsupportedOpError, match="SVMRegressor node 'y' .* nothing to share out"):
+    with pytest.raises(UnsupportedOpError, match=r"SVMRegressor node 'y' .* nothing to share out"):
         lrp_onnx.Explainer(model([svm], {"y": (TensorProto.FLOAT, ["N", 1])}))
