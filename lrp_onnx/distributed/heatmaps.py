@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from lrp_onnx.data import Dataset
-from lrp_onnx.distributed.parts import SharedArray, parts_of, readable
-from lrp_onnx.distributed.scheduler import Report, connect, run_parts
+from lrp_onnx.distributed.parts import SharedArray, parts_of, read_by_workers, readable
+from lrp_onnx.distributed.scheduler import Report, check_shared, connect, run_parts
 from lrp_onnx.engine import Explainer
-from lrp_onnx.errors import StoreError
+from lrp_onnx.errors import DataError, StoreError
 from lrp_onnx.graph import Graph
 from lrp_onnx.heatmap_run import Heatmaps, Settings, Shares, explain_into
 from lrp_onnx.inputs import feed_for
 from lrp_onnx.memory import MOST_AT_A_TIME
 from lrp_onnx.store import join_stores
+from lrp_onnx.store.disk import disk_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,14 @@ def explain_on(
     advance = progress or (lambda done, total: None)
     advance(0, len(dataset))
     with connect(scheduler) as client:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            check_shared(client, [folder.resolve(), *read_by_workers(job.trial, job.array)])
+        except DataError:
+            with suppress(OSError):  # it holds an earlier run
+                folder.rmdir()
+            raise
         results = list(run_parts(client, _explain_part, job, parts, lambda done: advance(done, len(dataset))))
     join_stores(path, [part.path for part in parts])
     advance(len(dataset), len(dataset))

@@ -54,3 +54,9 @@ def readable(dataset: Dataset, feed: Feed) -> Dataset:
     """
     row, _, _ = first_row(dataset, feed)
     return replace(dataset.subset([row]), array=None)
+
+
+def read_by_workers(trial: Dataset, array: SharedArray) -> list[Path]:
+    """A file that workers must see to read the data; none where the data is sent to them."""
+    file = array.array if isinstance(array.array, Path) else Path(trial.samples[0].path)
+    return [file] if file.exists() else []

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from lrp_onnx.data import Dataset
-from lrp_onnx.distributed.parts import SharedArray, parts_of, readable
-from lrp_onnx.distributed.scheduler import Report, connect, run_parts
+from lrp_onnx.distributed.parts import SharedArray, parts_of, read_by_workers, readable
+from lrp_onnx.distributed.scheduler import Report, check_shared, connect, run_parts
 from lrp_onnx.errors import DataError
 from lrp_onnx.graph import Graph
 from lrp_onnx.inputs import feed_for
@@ -50,6 +50,7 @@ def predict_on(
     job = _Job(graph, output, batch_size, loss, threshold, trial, SharedArray.of(dataset))
     start = 0
     with connect(scheduler) as client:
+        check_shared(client, read_by_workers(job.trial, job.array))
         parts = parts_of(dataset, feed.batch or batch_size)
         for part, (results, failures) in zip(parts, run_parts(client, _predict_part, job, parts), strict=True):
             dataset.failures.update(failures)

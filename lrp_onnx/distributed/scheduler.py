@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrp_onnx.converters.factory import LOADED, load_module
@@ -46,9 +49,19 @@ def connect(scheduler: str) -> Iterator[Client]:
         raise DataError(f"--scheduler {scheduler}: expected local:N, for N processes, or an address, tcp://HOST:PORT")
     if local is None:
         try:
+            with ThreadPoolExecutor(1) as thread:  # where no event loop runs, as one does in a notebook
+                thread.submit(asyncio.run, _answer(scheduler)).result()
             client = Client(scheduler, timeout=_PATIENCE)
-        except OSError as error:
-            raise DataError(f"--scheduler {scheduler}: nobody answers there ({error})") from error
+        except OSError as error:  # TimeoutError, too
+            reason = str(error) or f"for {_PATIENCE}"
+            raise DataError(
+                f"--scheduler {scheduler}: nobody answers there ({reason}); expected the address that dask scheduler "
+                "prints as it starts, not that of its dashboard"
+            ) from error
+        except ValueError as error:  # a protocol that Dask does not speak, or no port
+            raise DataError(
+                f"--scheduler {scheduler}: no address of a Dask scheduler ({error}); expected tcp://HOST:PORT"
+            ) from error
         with client:
             yield client
         return
@@ -63,6 +76,45 @@ def connect(scheduler: str) -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+
+
+async def _answer(address: str) -> None:
+    """Ask the scheduler who it is. A client would wait for ever where something else listens, such as its dashboard."""
+    from dask.utils import parse_timedelta
+    from distributed.core import rpc
+    from distributed.security import Security
+
+    async with asyncio.timeout(parse_timedelta(_PATIENCE)):
+        async with rpc(address, connection_args=Security().get_connection_args("client")) as scheduler:
+            await scheduler.identity()
+
+
+def check_shared(client: Client, paths: Sequence[Path]) -> None:
+    """See to it that the workers see what this process reads and writes, before they work for hours.
+
+    Raises
+    ------
+    DataError
+        When a worker does not see a path, or there is no worker.
+    """
+    _wait_for_worker(client)
+    for path in paths:
+        for worker, seen in client.run(os.path.exists, str(path), on_error="ignore").items():
+            if not seen:
+                raise DataError(
+                    f"worker {worker} does not see {path}; data and output must lie on a file system that all machines "
+                    "share, under the same paths"
+                )
+
+
+def _wait_for_worker(client: Client) -> None:
+    from dask.utils import parse_timedelta
+
+    try:
+        client.wait_for_workers(1, timeout=parse_timedelta(_PATIENCE))
+    except TimeoutError as error:
+        address = client.scheduler_info()["address"]
+        raise DataError(f"{address} has no workers; start some, with: dask worker {address} --nthreads 1") from error
 
 
 def run_parts(
@@ -88,11 +140,12 @@ def run_parts(
     Raises
     ------
     LrpOnnxError
-        What a part raised; DataError when workers were lost again and again.
+        What a part raised; DataError when there are no workers, or they were lost again and again.
     """
     from distributed import CancelledError, KilledWorker, wait
     from distributed.comm import CommClosedError
 
+    _wait_for_worker(client)
     topic, done = f"lrp-onnx-{uuid.uuid4().hex}", dict.fromkeys(range(len(parts)), 0)
 
     def note(event: tuple[float, dict[str, int]]) -> None:  # in a thread of the client

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 from pathlib import Path
 
 import h5py
@@ -126,6 +127,30 @@ def test_predictions_of_an_array_are_those_of_one_process(folder: Path, tmp_path
 
 def test_what_is_no_scheduler_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "_PATIENCE", "1s")
-    for text, message in (("4", "expected local:N"), ("tcp://127.0.0.1:9", "nobody answers")):
+    silent = socket.create_server(("127.0.0.1", 0))
+    for text, message in (
+        ("4", "expected local:N"),
+        ("tcp://127.0.0.1:9", "nobody answers"),
+        (f"tcp://127.0.0.1:{silent.getsockname()[1]}", "nobody answers"),  # whoever it is, it is no scheduler
+        ("tcp://127.0.0.1", "missing port number.*expected tcp://HOST:PORT"),
+        ("http://127.0.0.1:8786", "no address of a Dask scheduler"),
+    ):
         with pytest.raises(DataError, match=message):
             compute_heatmaps(folder / "model.onnx", folder / "pictures", tmp_path / "h.h5", scheduler=text)
+    silent.close()
+
+
+def test_a_scheduler_without_workers_and_one_whose_workers_see_no_files_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(scheduler, "_PATIENCE", "1s")
+    options = {"processes": False, "dashboard_address": None, "threads_per_worker": 1}
+    with LocalCluster(n_workers=0, **options) as cluster, Client(cluster) as client:
+        with pytest.raises(DataError, match="has no workers; start some"):
+            scheduler.check_shared(client, [tmp_path])
+        cluster.scale(1)
+        scheduler.check_shared(client, [tmp_path])
+        with pytest.raises(DataError, match=r"does not see .*/elsewhere; data and output must lie"):
+            scheduler.check_shared(client, [tmp_path, tmp_path / "elsewhere"])
