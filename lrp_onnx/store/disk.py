@@ -18,12 +18,15 @@ from lrp_onnx.store.layout import FORMAT, FORMAT_VERSION, PLUGIN_COMPRESSIONS, R
 
 def open_file(path: Path, mode: str) -> h5py.File:
     """Open a heatmap store, with the compression that it needs."""
-    # A chunk cache would only copy what is written in whole chunks; readers, who come back to a chunk row by row, keep
-    # the library's.
-    options = {} if mode == "r" else {"rdcc_nbytes": 0}
-    file = open_hdf5(path, mode, "heatmap store", FORMAT, FORMAT_VERSION, **options)
-    if file.attrs.get("compress") in PLUGIN_COMPRESSIONS:
-        _plugin(file.attrs["compress"])
+    # A chunk cache would only copy what is written in whole chunks. Of chunks that are not compressed it would read all
+    # for each sample. Readers of compressed ones, who come back to a chunk row by row, keep the library's.
+    file = open_hdf5(path, mode, "heatmap store", FORMAT, FORMAT_VERSION, rdcc_nbytes=0)
+    compression = file.attrs.get("compress")
+    if mode == "r" and compression:
+        file.close()
+        file = open_hdf5(path, mode, "heatmap store", FORMAT, FORMAT_VERSION)
+    if compression in PLUGIN_COMPRESSIONS:
+        _plugin(compression)
     return file
 
 
