@@ -91,11 +91,14 @@ def _what_failed(program: torch.export.ExportedProgram, error: Exception) -> str
     stacks = {node.name: node.meta.get("nn_module_stack") for node in program.graph.nodes}
     # The exporter took the program apart before: an operator that is new stands where what it reads stands.
     stack = next((stacks[name] for name in re.findall(r"%(\w+)", line) if stacks.get(name)), None)
+    if stack is None and (kind := re.search(r"target=torch\.ops\.\w+\.(\w+)", line)):  # all of it may be named anew
+        same = [node.name for node in program.graph.nodes if kind[1] in str(node.target)]
+        stack = next((stacks[name] for name in same if stacks[name]), None)
     if stack is None:
         return one_line(error)
-    path, kind = list(stack.values())[-1]
+    path, module = list(stack.values())[-1]
     path = path.removeprefix(Arguments.PREFIX).removeprefix(".")
-    return f"in {path or 'the model'} ({str(kind).rpartition('.')[2]}): {one_line(error)}"
+    return f"in {path or 'the model'} ({str(module).rpartition('.')[2]}): {one_line(error)}"
 
 
 def export_older(

@@ -28,6 +28,12 @@ BODY = """
 """
 W1, W2 = RANDOM.normal(size=(6, 3, 3, 3)) / 5, RANDOM.normal(size=(8, 6, 3, 3)) / 7
 IMAGES = RANDOM.normal(size=(12, 3, 10, 10)).astype(np.float32)
+BEGIN = RANDOM.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _the_same_weights_whichever_tests_ran_before() -> None:
+    RANDOM.bit_generator.state = BEGIN
 
 
 def proto(text: str, **arrays: NDArray[np.generic]) -> onnx.ModelProto:
