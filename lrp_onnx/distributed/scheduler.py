@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,11 @@ from lrp_onnx.errors import DataError, LrpOnnxError
 if TYPE_CHECKING:
     from distributed import Client
 
+logger = logging.getLogger(__name__)
+
 Report = Callable[[int], None]
 _PATIENCE = "30s"  # for a scheduler to answer
+_SILENCE = 3  # seconds without an answer, after which a line says what is waited for
 _MOMENT = 0.3  # seconds between two looks at how far the work is
 
 
@@ -49,9 +53,10 @@ def connect(scheduler: str) -> Iterator[Client]:
         raise DataError(f"--scheduler {scheduler}: expected local:N, for N processes, or an address, tcp://HOST:PORT")
     if local is None:
         try:
-            with ThreadPoolExecutor(1) as thread:  # where no event loop runs, as one does in a notebook
-                thread.submit(asyncio.run, _answer(scheduler)).result()
-            client = Client(scheduler, timeout=_PATIENCE)
+            with _saying_so(f"waiting for {scheduler} to answer, at most {_PATIENCE}"):
+                with ThreadPoolExecutor(1) as thread:  # where no event loop runs, as one does in a notebook
+                    thread.submit(asyncio.run, _answer(scheduler)).result()
+                client = Client(scheduler, timeout=_PATIENCE)
         except OSError as error:  # TimeoutError, too
             reason = str(error) or f"for {_PATIENCE}"
             raise DataError(
@@ -76,6 +81,18 @@ def connect(scheduler: str) -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextmanager
+def _saying_so(text: str) -> Iterator[None]:
+    """Say what is waited for, should the block take long."""
+    timer = threading.Timer(_SILENCE, logger.warning, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 async def _answer(address: str) -> None:
@@ -110,10 +127,11 @@ def check_shared(client: Client, paths: Sequence[Path]) -> None:
 def _wait_for_worker(client: Client) -> None:
     from dask.utils import parse_timedelta
 
+    address = client.scheduler_info()["address"]
     try:
-        client.wait_for_workers(1, timeout=parse_timedelta(_PATIENCE))
+        with _saying_so(f"waiting for a worker of {address}, at most {_PATIENCE}"):
+            client.wait_for_workers(1, timeout=parse_timedelta(_PATIENCE))
     except TimeoutError as error:
-        address = client.scheduler_info()["address"]
         raise DataError(f"{address} has no workers; start some, with: dask worker {address} --nthreads 1") from error
 
 
