@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lrp_onnx.engine import Explainer
-from lrp_onnx.engine.plan import numbers_of_sample
+from lrp_onnx.engine.shapes import numbers_of_sample
 from lrp_onnx.side_by_side import MOST_WORKERS
 
 MOST_AT_A_TIME = 8  # larger batches are no faster for an image: layers leave the cores' caches
@@ -72,9 +72,9 @@ def bytes_of_sample(
     itemsize : int
         Bytes of a recorded number.
     """
-    activations = numbers_of_sample(explainer.graph, explainer.plan.reads, inputs)
+    activations = numbers_of_sample(explainer.shapes, explainer.plan.reads, inputs)
     return _WORKSPACE * explainer.dtype.itemsize * activations + 2 * itemsize * numbers_of_sample(
-        explainer.graph, recorded, inputs
+        explainer.shapes, recorded, inputs
     )
 
 

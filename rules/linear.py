@@ -25,12 +25,13 @@ EPS = 1e-6
 def stabilise(z: Tensor, eps: float | Tensor, *, nonnegative: bool = False, owned: bool = False) -> Tensor:
     """s(z) = z + eps·sign(z), with sign(0) = +1; less work where z is known to be nonnegative.
 
-    A tensor that may be written to: a new one, or z itself where the rule owns it.
+    -0.0 counts as negative: a sum is that only where all of its terms are, which have no share in it. A tensor that may
+    be written to: a new one, or z itself where the rule owns it.
     """
     if nonnegative:
         return z.add_(eps) if owned else z + eps
-    half = torch.ge(z, 0, out=torch.empty_like(z)).sub_(0.5)  # half a sign; torch.where takes eight times as long
-    return half.mul_(2 * eps).add_(z)
+    size = eps.to(z.dtype) if isinstance(eps, Tensor) else z.new_full((), eps)
+    return torch.copysign(size, z).add_(z)  # torch.where takes nine times as long
 
 
 def over(r: Tensor, s: Tensor) -> Tensor:

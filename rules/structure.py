@@ -5,6 +5,7 @@ Source for products, Softmax and normalisations: Achtibat et al. 2024 (AttnLRP).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -163,8 +164,13 @@ def bilinear(site: Site, *, eps: float = EPS) -> Backward:
 
     def backward(call: Call) -> Shares:
         g = over(_arrived(call), stabilise(_tensor(call.outputs[0]), eps).mul_(len(site.active)))
-        flows = site.vjp(call.inputs, [g])
-        return Shares([_tensor(call.inputs[p]) * flow for p, flow in zip(site.active, flows, strict=True)])
+        inputs = [_tensor(call.inputs[p]) for p in site.active]
+        if site.node.op_type == "MatMul" and min(x.ndim for x in inputs) > 1:  # without the product itself again
+            a, b = inputs
+            flows = [unbroadcast(g @ b.mT, a.shape), unbroadcast(a.mT @ g, b.shape)]
+        else:
+            flows = site.vjp(call.inputs, [g])
+        return Shares([x * flow for x, flow in zip(inputs, flows, strict=True)])
 
     return backward
 
@@ -179,9 +185,11 @@ def softmax(site: Site) -> Backward:
 
     def backward(call: Call) -> Shares:
         r, x, s = _arrived(call), _tensor(call.inputs[0]), _tensor(call.outputs[0])
-        x = x.masked_fill(torch.isneginf(x), 0.0)
-        constant = 1 - x + (s * x).sum(dim=axis, keepdim=True)
-        return Shares([x * (r - s * r.sum(dim=axis, keepdim=True))], (r * constant).sum())
+        x = torch.nan_to_num(x, nan=math.nan, posinf=math.inf, neginf=0.0)
+        along = r.sum(dim=axis, keepdim=True)
+        taken, expected = r * x, s * x
+        constant = along.sum() - taken.sum() + (along * expected.sum(dim=axis, keepdim=True)).sum()
+        return Shares([taken.addcmul_(expected, along, value=-1)], constant)
 
     return backward
 
@@ -227,7 +235,8 @@ def held_scale(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backwar
         if bias == "ignore":
             z = pushforward(frozen, x)
         g = over(_arrived(call), stabilise(z, eps))
-        share = x * pullback(frozen, x)(g)[0]
+        flow = op.held(g, x, *rest, **site.node.attributes) if op.held else pullback(frozen, x)(g)[0]
+        share = flow.mul_(x)
         absorbed = None if bias == "ignore" else (g * z).sum() - share.sum()
         return Shares([share], absorbed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -203,13 +203,3 @@ def pictures(graph: Graph) -> frozenset[str]:
         if node.op_type in ("Conv", "ConvTranspose") or (keeps and result.intersection(node.inputs)):
             result.update(name for name in node.outputs if len(graph.shapes.get(name) or ()) == 4)
     return frozenset(result)
-
-
-def bind_dimensions(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Values of the symbolic dimensions of the model's inputs in a run with inputs of these shapes."""
-    values: dict[str, int] = {}
-    for name, info in graph.inputs.items():
-        for declared, actual in zip(info.shape or (), shapes.get(name, ()), strict=False):
-            if isinstance(declared, str):
-                values[declared] = actual
-    return values

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lrp_onnx import rules
 from lrp_onnx.accelerator import Fetching, sent, true_float32
-from lrp_onnx.engine.analysis import bind_dimensions
 from lrp_onnx.engine.explanation import Explanation, NodeBalance, joined
 from lrp_onnx.engine.parts import independent, most_at_once, part_of, ranges
-from lrp_onnx.engine.plan import Plan, Step, build_plan, known_shape
+from lrp_onnx.engine.plan import Plan, Step, build_plan
 from lrp_onnx.engine.seed import Seed, Target, fetched, make_seed, output_name
+from lrp_onnx.engine.shapes import Shape, Shapes
 from lrp_onnx.errors import DataError, RuleError, TargetError
 from lrp_onnx.forward import Constants, Forward, make_forward
 from lrp_onnx.graph import Graph, load
@@ -94,6 +94,7 @@ class Explainer:
             raise DataError(f"at_once is {at_once}; expected 1 or more samples")
         self.at_once = at_once
         self._forwards: dict[frozenset[str], Forward] = {}
+        self.shapes = Shapes(self.graph, self.plan.names)
         self._last_reader = {name: i for i, step in reversed(list(enumerate(self.plan.steps))) for name in step.reads}
 
     def open(self) -> None:
@@ -104,7 +105,7 @@ class Explainer:
         ModelError
             ONNX Runtime cannot load the model.
         """
-        self._forward(self._recorded("input"))
+        self._forward(self._recorded("input"), self.shapes.guessed())
 
     def explain(
         self,
@@ -144,7 +145,7 @@ class Explainer:
         if samples is None:
             only, index = self._explain(inputs, target, labels, seed, recorded, record)
             return replace(only, target=fetched([index]))
-        most = self.at_once or most_at_once(self.plan, inputs, self.dtype, self.device)
+        most = self.at_once or most_at_once(self.plan, self.shapes, inputs, self.dtype, self.device)
         parts = []
         for rows in ranges(samples, most):
             given = {name: tensor[rows] for name, tensor in inputs.items()}
@@ -163,8 +164,9 @@ class Explainer:
         record: Record | None = None,
     ) -> tuple[Explanation, Fetching | None]:
         """The explanation without its target, which is on its way to the host while the walk goes on."""
+        shapes = self.shapes({name: tensor.shape for name, tensor in inputs.items()})
         with torch.no_grad(), true_float32(self.device, self.dtype):
-            activations = self._forward(recorded)(inputs)
+            activations = self._forward(recorded, shapes)(inputs)
             output = activations[self.output].clone()  # it may be a view of what a rule writes to
             initial, index = make_seed(output, target, labels, self._seed_kind(seed), inputs.get(ATTENTION_MASK))
             chosen = None if index is None else Fetching([index])
@@ -174,14 +176,15 @@ class Explainer:
                     relevance = relevance * activations[name]
                 return relevance.contiguous() if record is None else record(name, relevance)
 
-            relevance, ledger = self._walk(initial, inputs, activations, recorded, take)
+            relevance, ledger = self._walk(initial, shapes, activations, recorded, take)
         return Explanation(output, None, relevance, ledger), chosen
 
     def _seed_kind(self, seed: Seed) -> Seed:
         return seed if seed != "auto" else ("one" if self.composite.gradient else "logit")
 
-    def _forward(self, recorded: frozenset[str]) -> Forward:
-        names = self.plan.reads | recorded if self.composite.times_input else self.plan.reads
+    def _forward(self, recorded: frozenset[str], shapes: Mapping[str, Shape]) -> Forward:
+        names = self.plan.reads | (self.plan.sizes - shapes.keys())  # what has no known shape is read for it
+        names |= recorded if self.composite.times_input else frozenset()
         if names not in self._forwards:
             self._forwards[names] = make_forward(
                 self.graph,
@@ -232,19 +235,18 @@ class Explainer:
     def _walk(
         self,
         initial: Tensor,
-        inputs: Mapping[str, Tensor],
+        shapes: Mapping[str, Shape],
         activations: dict[str, Tensor],
         recorded: frozenset[str],
         take: Record,
     ) -> tuple[dict[str, Tensor], list[NodeBalance]]:
-        dimensions = bind_dimensions(self.graph, {n: tuple(t.shape) for n, t in inputs.items()})
         keep = recorded if self.composite.times_input else frozenset[str]()
         pending, sums = {self.output: initial}, {self.output: initial.sum()}
         result: dict[str, Tensor] = {}
         ledger: list[NodeBalance] = []
 
-        def shape(name: str) -> tuple[int, ...] | None:
-            return tuple(activations[name].shape) if name in activations else known_shape(self.graph, name, dimensions)
+        def shape(name: str) -> Shape | None:
+            return tuple(activations[name].shape) if name in activations else shapes.get(name)
 
         for i, step in reversed(list(enumerate(self.plan.steps))):
             arrived = [pending.pop(name, None) for name in step.node.outputs]
@@ -262,7 +264,7 @@ class Explainer:
                 handed = []
                 for name, share in zip(step.active, shares.inputs, strict=True):
                     # each sum is a pass over memory: what is handed on as it came has the sum that it had
-                    handed.append(came if len(here) == 1 and share is arrived[0] else share.sum())
+                    handed.append(came if len(here) == 1 and _same_elements(share, arrived[0]) else share.sum())
                     pending[name] = pending[name] + share if name in pending else share
                     sums[name] = sums[name] + handed[-1] if name in sums else handed[-1]
                 bias = torch.zeros_like(came) if shares.bias is None else shares.bias
@@ -276,6 +278,17 @@ class Explainer:
                     activations.pop(name, None)
         result.update((n, take(n, r)) for n, r in pending.items() if n in recorded)
         return {n: result[n] for n in self.plan.tensors if n in result}, ledger
+
+
+def _same_elements(share: Tensor, arrived: Tensor | None) -> bool:
+    """Whether what is handed on is what arrived, or a view of it with all its elements in another order or shape."""
+    if arrived is None or share.numel() != arrived.numel() or 0 in share.stride():
+        return False
+    return _owner(share) is _owner(arrived)
+
+
+def _owner(tensor: Tensor) -> Tensor:
+    return tensor if tensor._base is None else tensor._base
 
 
 def _total(sums: Sequence[Tensor]) -> Tensor:

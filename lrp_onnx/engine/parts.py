@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrp_onnx.engine.plan import Plan, numbers_of_sample
+from lrp_onnx.engine.plan import Plan
+from lrp_onnx.engine.shapes import Shapes, numbers_of_sample
 from lrp_onnx.graph import Graph
 from lrp_onnx.ops import find
 
@@ -87,10 +88,12 @@ def part_of(value: Any, rows: slice, n: int) -> Any:
     return value if value is None or isinstance(value, str) or not shape else value[rows]
 
 
-def most_at_once(plan: Plan, inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> int:
+def most_at_once(
+    plan: Plan, shapes: Shapes, inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> int:
     """How many samples have room: those whose activations, as far as the walk reads them, take a fixed amount."""
-    shapes = {name: tensor.shape[1:] for name, tensor in inputs.items()}
-    each = dtype.itemsize * numbers_of_sample(plan.graph, plan.reads, shapes)
+    sample = {name: tensor.shape[1:] for name, tensor in inputs.items()}
+    each = dtype.itemsize * numbers_of_sample(shapes, plan.reads, sample)
     return max(1, _BYTES.get(device.type, _BYTES_ON_ACCELERATORS) // max(1, each))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +16,6 @@ from lrp_onnx import rules
 from lrp_onnx.engine.analysis import (
     INTEGERS,
     ROUNDING,
-    bind_dimensions,
     clip_bound,
     ids,
     looks_up,
@@ -50,6 +48,8 @@ class Step:
         ReLU: what it gives, if the rule said that this is enough).
     reads : frozenset of str
         Activations that must be there.
+    sizes : frozenset of str
+        Tensors of which the rule wants the shape alone.
     why : str
         What chose the rule.
     """
@@ -60,6 +60,7 @@ class Step:
     backward: rules.Backward
     outputs: tuple[str, ...]
     reads: frozenset[str]
+    sizes: frozenset[str]
     why: str = ""
 
     @property
@@ -98,30 +99,20 @@ class Plan:
         return frozenset().union(*(step.reads for step in self.steps), {self.output})
 
     @cached_property
+    def sizes(self) -> frozenset[str]:
+        """Tensors of which the walk wants the shape alone."""
+        return frozenset().union(*(step.sizes for step in self.steps)) - self.reads
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """All tensors that the steps have to do with."""
+        every = (name for step in self.steps for name in (*step.node.inputs, *step.outputs, *step.node.outputs) if name)
+        return tuple(dict.fromkeys(every))
+
+    @cached_property
     def pictures(self) -> frozenset[str]:
         """Activations (N, C, H, W) that the walk is faster with in the channels_last memory format."""
         return pictures(self.graph) & self.reads - {self.output}
-
-
-def known_shape(graph: Graph, name: str, dimensions: Mapping[str, int]) -> tuple[int, ...] | None:
-    """Shape of a tensor from the model alone and the values of its symbolic dimensions; None if that is not enough."""
-    if name in graph.initializers:
-        return tuple(graph.initializers[name].shape)
-    shape = graph.shapes.get(name)
-    if shape is None:
-        return None
-    sizes = tuple(d if isinstance(d, int) else dimensions.get(d, -1) if d else -1 for d in shape)
-    return None if -1 in sizes else sizes
-
-
-def numbers_of_sample(graph: Graph, names: Iterable[str], inputs: Mapping[str, Sequence[int]]) -> int:
-    """How many numbers these tensors hold for one sample, of inputs (by name) of these shapes without the batch.
-
-    Tensors whose shape is not known count nothing.
-    """
-    dimensions = bind_dimensions(graph, {name: (1, *shape) for name, shape in inputs.items()})
-    shapes = [known_shape(graph, name, dimensions) for name in names]
-    return sum(math.prod(shape) for shape in shapes if shape is not None)
 
 
 def build_plan(
@@ -169,7 +160,6 @@ class _Builder:
         self.dtype, self.device = constants.dtype, constants.device
         self.ids = ids(graph, list(path))
         self.nonnegative = nonnegative_tensors(graph)
-        self.symbols = {d: 1 for info in graph.inputs.values() for d in info.shape or () if isinstance(d, str)}
         self.sites = [self._site(node, active) for node, active in path]
         self.users: dict[str, list[int]] = {}  # tensor -> the steps on the path that read it
         for i, site in enumerate(self.sites):
@@ -343,11 +333,9 @@ class _Builder:
             reads.update(o for o in outputs[:1] if o)
         if "extras" in rule.needs and not (site.op and site.op.adjoint):
             reads.update(others)
-        for position, tensor in enumerate(node.inputs):  # a shape that the model does not tell is read off the tensor
-            wanted = tensor and position not in site.constants and known_shape(self.graph, tensor, self.symbols) is None
-            if wanted and (position in site.active or rule.name == "route"):
-                reads.add(tensor)
-        return Step(site, name, parameters, backward, outputs, frozenset(reads))
+        computed = {p: tensor for p, tensor in enumerate(node.inputs) if tensor and p not in site.constants}
+        sizes = frozenset(t for p, t in computed.items() if p in site.active or rule.name == "route")
+        return Step(site, name, parameters, backward, outputs, frozenset(reads), sizes)
 
 
 def _channels_last(weight: Tensor) -> Tensor:

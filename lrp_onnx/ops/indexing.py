@@ -18,10 +18,13 @@ route = partial(op, family="route", inputs=(0,))
 
 @route("Gather")
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    axis = axis % x.ndim
+    if indices.is_cpu and indices.numel() == 1:  # a view, where `index_select` copies, and its adjoint adds up
+        picked = x[(slice(None),) * axis + (int(indices),)]
+        return picked.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
     index = moved(indices.long(), x.device)
     index = torch.where(index < 0, index + x.shape[axis], index)
     picked = x.index_select(axis, index.flatten())
-    axis = axis % x.ndim
     return picked.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
 
 

@@ -51,7 +51,16 @@ def _scale(x: Tensor, dims: Sequence[int], epsilon: float, hold_scale: bool, cen
     return torch.rsqrt((source * source).mean(dim=dims, keepdim=True) + epsilon)
 
 
-@op("LayerNormalization", family="normalisation", inputs=(0,))
+def _layer_held(
+    g: Tensor, x: Tensor, scale: Tensor | None = None, *_: Tensor, axis: int = -1, epsilon: float = 1e-5, **__: int
+) -> Tensor:
+    normalised = x.shape[axis % x.ndim :]
+    reciprocal = torch.native_layer_norm(x, normalised, None, None, epsilon)[2]  # of std
+    flow = g * reciprocal if scale is None else (g * scale).mul_(reciprocal)
+    return flow.sub_(flow.mean(dim=list(range(-len(normalised), 0)), keepdim=True))
+
+
+@op("LayerNormalization", family="normalisation", inputs=(0,), held=_layer_held)
 def layer_normalization(
     x: Tensor,
     scale: Tensor | None = None,
@@ -68,7 +77,14 @@ def layer_normalization(
     return z if bias is None else z + bias
 
 
-@op("RMSNormalization", family="normalisation", inputs=(0,))
+def _rms_held(
+    g: Tensor, x: Tensor, scale: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5, **_: int
+) -> Tensor:
+    flow = g * _scale(x, list(range(axis % x.ndim, x.ndim)), epsilon, hold_scale=True, centred=False)
+    return flow if scale is None else flow.mul_(scale)
+
+
+@op("RMSNormalization", family="normalisation", inputs=(0,), held=_rms_held)
 def rms_normalization(
     x: Tensor,
     scale: Tensor | None = None,
@@ -82,7 +98,7 @@ def rms_normalization(
     return z if scale is None else z * scale
 
 
-op("RMSNormalization", domain="lrp_onnx", family="normalisation", inputs=(0,))(rms_normalization)
+op("RMSNormalization", domain="lrp_onnx", family="normalisation", inputs=(0,), held=_rms_held)(rms_normalization)
 
 
 @op("InstanceNormalization", family="normalisation", inputs=(0,))

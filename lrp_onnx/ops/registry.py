@@ -56,6 +56,9 @@ class Op:
     adjoint : callable or None
         `adjoint(relevance, shapes, **attributes)`, the transpose of an op that only moves or sums elements, where it is
         cheaper than differentiating `forward`.
+    held : callable or None
+        Of a normalisation: `held(g, x, *other inputs, **attributes)`, the transpose at x with 1/std held constant, a
+        new tensor, where that is cheaper than differentiating `forward`.
     family_of : callable or None
         The family of a node whose attributes make it another one than `family`.
     numbers : tuple of int
@@ -71,6 +74,7 @@ class Op:
     detached: tuple[int, ...] = ()
     linear: LinearBuilder | None = None
     adjoint: Callable[..., Sequence[Tensor]] | None = None
+    held: Callable[..., Tensor] | None = None
     family_of: Callable[[Node], Family] | None = None
     numbers: tuple[int, ...] = ()
 
@@ -245,7 +249,7 @@ class Site:
         like = next(r for r in relevance if r is not None)
         zeros = list(call.inputs)
         for p in self.active:
-            zeros[p] = like.new_zeros(tuple(call.shapes[p] or ()))
+            zeros[p] = like.new_zeros(()).expand(tuple(call.shapes[p] or ()))  # one number in memory
         return self.vjp(zeros, relevance)
 
 

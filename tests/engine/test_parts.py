@@ -46,8 +46,8 @@ def sizes(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     make = explainer._forward
 
-    def counted(recorded: frozenset[str]) -> Forward:
-        forward = make(recorded)
+    def counted(recorded: frozenset[str], shapes: Any) -> Forward:
+        forward = make(recorded, shapes)
 
         def run(inputs: Any) -> dict[str, Tensor]:
             seen.append(len(next(iter(inputs.values()))))
@@ -158,10 +158,11 @@ def test_a_reshape_that_keeps_rows_keeps_samples_apart(shape: list[int], wanted:
 
 
 def test_the_size_of_parts_follows_the_activations_read(residual: Graph) -> None:
-    cpu, plan = torch.device("cpu"), Explainer(residual, "epsilon").plan
-    small = most_at_once(plan, {"x": torch.from_numpy(X)}, torch.float32, cpu)
+    cpu, explainer = torch.device("cpu"), Explainer(residual, "epsilon")
+    plan, shapes = explainer.plan, explainer.shapes
+    small = most_at_once(plan, shapes, {"x": torch.from_numpy(X)}, torch.float32, cpu)
     assert small >= 10_000, "small models go as a whole"
-    assert most_at_once(plan, {"x": torch.from_numpy(X)}, torch.float64, cpu) == pytest.approx(small / 2, abs=1)
+    assert most_at_once(plan, shapes, {"x": torch.from_numpy(X)}, torch.float64, cpu) == pytest.approx(small / 2, abs=1)
     assert [(r.start, r.stop) for r in ranges(10, 4)] == [(0, 3), (3, 6), (6, 10)]
     assert [(r.start, r.stop) for r in ranges(4, 4)] == [(0, 4)]
 
