@@ -10,7 +10,7 @@ help:
 	@echo "make test      the fast tests        make test-all  every test"
 	@echo "make lint      style and types       make bench     the benchmarks"
 	@echo "make fuzz      random graphs, EXAMPLES=20000      make bench-coverage  architectures that are explained"
-	@echo "make bench-peers  the same with zennit and captum; options: make bench BENCH='--batch 16 --memory'"
+	@echo "make bench-peers  the same with zennit, captum and lxt; options: make bench BENCH='--batch 16 --memory'"
 
 demo: $(VENV)/.demo
 	$(BIN)/lrp-onnx demo
@@ -42,7 +42,8 @@ bench-peers: .venv-peers/.ready
 
 .venv-peers/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check --editable . torchvision zennit==0.5.1 captum==0.9.0
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --editable . torchvision zennit==0.5.1 captum==0.9.0 transformers==4.52.4
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --no-deps lxt==2.1  # its other needs are for other models
 	@touch $@
 
 # A stamp is written only after pip succeeded, so an interrupted set-up is taken up again by the next call.

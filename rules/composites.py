@@ -159,7 +159,7 @@ class Composite:
         RuleError
             None of its rules takes a parameter, or not with that value.
         """
-        bases = ["gradient"] if self.gradient else [*BASE.values()]
+        bases = ["gradient"] if self.gradient else [*BASE.values(), "bilinear"]
         for name, value in parameters.items():
             takers = [rule for rule in (*(e.rule for e in self.entries), *bases) if name in find(rule).parameters]
             if not takers:
@@ -287,6 +287,11 @@ COMPOSITES: dict[str, Composite] = {
         Composite("excitation-backprop", _layers("z-plus", "z-plus")),
         Composite("hudd", _layers("hudd", "hudd")),
         Composite("attnlrp", _layers("gamma", "epsilon", Entry("epsilon", op=("linear",), place="first"), gamma=0.25)),
+        Composite(
+            "cp-lrp",
+            _layers("gamma", "epsilon", Entry("epsilon", op=("linear",), place="first"), gamma=0.25),
+            parameters={"attention": "values"},
+        ),
         Composite("gradient", gradient=True),
         Composite("input-x-gradient", gradient=True, times_input=True),
         Composite("guided-backprop", (Entry("guided", op=("Relu",)),), gradient=True),

@@ -28,7 +28,7 @@ def guided(site: Site) -> Backward:
     passes = gradient(site)
 
     def backward(call: Call) -> Shares:
-        return Shares([share.clamp(min=0) for share in passes(call).inputs])
+        return Shares([None if share is None else share.clamp(min=0) for share in passes(call).inputs])
 
     return backward
 

@@ -36,9 +36,12 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Shares:
-    """What a node hands on: relevance for each active input, and how much its bias absorbed, if it has one."""
+    """What a node hands on: relevance for each active input, and how much its bias absorbed, if it has one.
 
-    inputs: Sequence[Tensor]
+    None for an input that gets nothing, so that the walk does not carry zeros through all that is below it.
+    """
+
+    inputs: Sequence[Tensor | None]
     bias: Tensor | None = None
 
 

@@ -141,15 +141,19 @@ def product(site: Site, *, gate: str = "signal") -> Backward:
     """
     if gate not in ("half", "signal"):
         raise RuleError(f"gate must be 'half' or 'signal', not '{gate}'")
-    signals = [p for p in site.active if p not in site.gates]
-    winners = signals if gate == "signal" and signals else list(site.active)
+    winners = _winners(site, gate == "signal")
 
     def backward(call: Call) -> Shares:
         r = _arrived(call) / len(winners)
-        zero = torch.zeros_like(r)
-        return Shares([_summed_back(site, r if p in winners else zero, call.shapes[p]) for p in site.active])
+        return Shares([_summed_back(site, r, call.shapes[p]) if p in winners else None for p in site.active])
 
     return backward
+
+
+def _winners(site: Site, signal: bool) -> list[int]:
+    """The active inputs that a product goes to: all, or those that are no gates, if there are any."""
+    signals = [p for p in site.active if p not in site.gates]
+    return signals if signal and signals else list(site.active)
 
 
 @rule("quotient", needs=(), zeros="moved", families=("quotient",))
@@ -159,20 +163,31 @@ def quotient(site: Site) -> Backward:
 
 
 @rule("bilinear", zeros="kept", families=("linear",))
-def bilinear(site: Site, *, eps: float = EPS) -> Backward:
-    """MatMul or Einsum of several activations: an equal share of R to each, through epsilon (AttnLRP)."""
+def bilinear(site: Site, *, eps: float = EPS, attention: str = "all") -> Backward:
+    """MatMul or Einsum of several activations: an equal share of R to each, through epsilon (AttnLRP).
+
+    attention="values": where one side is the output of a Softmax, the other takes all, so that nothing goes through
+    queries and keys (CP-LRP, Ali et al. 2022).
+    """
+    if attention not in ("all", "values"):
+        raise RuleError(f"attention must be 'all' or 'values', not '{attention}'")
+    winners = _winners(site, attention == "values")
 
     def backward(call: Call) -> Shares:
-        g = over(_arrived(call), stabilise(_tensor(call.outputs[0]), eps).mul_(len(site.active)))
-        inputs = [_tensor(call.inputs[p]) for p in site.active]
-        if site.node.op_type == "MatMul" and min(x.ndim for x in inputs) > 1:  # without the product itself again
-            a, b = inputs
-            flows = [unbroadcast(g @ b.mT, a.shape), unbroadcast(a.mT @ g, b.shape)]
-        else:
-            flows = site.vjp(call.inputs, [g])
-        return Shares([x * flow for x, flow in zip(inputs, flows, strict=True)])
+        g = over(_arrived(call), stabilise(_tensor(call.outputs[0]), eps).mul_(len(winners)))
+        flows = _flows(site, call, g, winners)
+        return Shares([_tensor(call.inputs[p]) * flows[p] if p in flows else None for p in site.active])
 
     return backward
+
+
+def _flows(site: Site, call: Call, g: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
+    """The transposes of a product of activations, by position."""
+    inputs = [_tensor(call.inputs[p]) for p in site.active]
+    if site.node.op_type != "MatMul" or min(x.ndim for x in inputs) < 2:
+        return {p: flow for p, flow in zip(site.active, site.vjp(call.inputs, [g]), strict=True) if p in wanted}
+    a, b = inputs  # without the product itself once more
+    return {p: unbroadcast(a.mT @ g if p else g @ b.mT, _tensor(call.inputs[p]).shape) for p in wanted}
 
 
 @rule("softmax", zeros="kept", families=("softmax",))

@@ -1,4 +1,4 @@
-"""What takes part in the benchmark: our composites, torch and ONNX Runtime alone, zennit and captum where installed."""
+"""What takes part in the benchmark: our composites, torch and ONNX Runtime alone, and libraries that are installed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lrp_onnx.ops import has_bfloat16
 
 NETWORKS = ("alexnet", "vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "vit_b_16")
 COMPOSITES = ("epsilon", "epsilon-plus", "epsilon-plus-flat", "epsilon-gamma-box", "epsilon-alpha2-beta1")
+FOR_ATTENTION = ("attnlrp", "cp-lrp")  # of networks that have some
 NARROW, NARROWED = "bfloat16", ("epsilon", "epsilon-plus", "epsilon-gamma-box")
 REFERENCE = "torch gradient"
 LOW, HIGH = -3.0, 3.0
@@ -51,8 +52,9 @@ def names() -> list[str]:
     """All contenders of this environment; the reference first."""
     peers = [f"zennit {composite}" for composite in COMPOSITES] if find_spec("zennit") else []
     peers += ["captum epsilon"] if find_spec("captum") else []
+    peers += ["lxt cp-lrp"] if find_spec("lxt") else []
     narrow = [f"{composite} {NARROW}" for composite in NARROWED] if has_bfloat16(torch.device("cpu")) else []
-    return [REFERENCE, "torch forward", "ONNX Runtime forward", *COMPOSITES, *narrow, *peers]
+    return [REFERENCE, "torch forward", "ONNX Runtime forward", *COMPOSITES, *FOR_ATTENTION, *narrow, *peers]
 
 
 def prepared(name: str) -> rules.Composite:
@@ -62,9 +64,14 @@ def prepared(name: str) -> rules.Composite:
 
 def contender(name: str, network_name: str, path: Path, x: Tensor) -> Run:
     """The function to time, on the device of x; raises whatever the library raises for a network that it cannot do."""
-    if name.removesuffix(f" {NARROW}") in COMPOSITES or name == "ONNX Runtime forward":
+    attention = network_name.startswith("vit")
+    if name.removeprefix("lxt ") in FOR_ATTENTION and not attention:
+        raise ValueError(f"{network_name} has no attention")
+    if name.removesuffix(f" {NARROW}") in (*COMPOSITES, *FOR_ATTENTION) or name == "ONNX Runtime forward":
         return _ours(name, path, x)
     module = network(network_name).to(x.device)
+    if name == "lxt cp-lrp":
+        return _lxt(module, x)
     if name.startswith("zennit "):
         return _zennit(name.removeprefix("zennit "), module, x)
     if name == "captum epsilon":
@@ -153,6 +160,33 @@ def _captum(module: nn.Module, x: Tensor) -> Run:
             part.rule = EpsilonRule()
     target = module(x).argmax(1)
     return lambda: LRP(module).attribute(x, target=target)
+
+
+def _lxt(module: nn.Module, x: Tensor) -> Run:
+    """It patches classes of torch, which is undone behind each run."""
+    from lxt.efficient.models.vit_torch import cp_LRP
+
+    module.requires_grad_(False)
+    kept = {kind: kind.forward for kind in cp_LRP}
+    for kind, patch in cp_LRP.items():
+        patch(kind)
+    patched = {kind: kind.forward for kind in cp_LRP}
+
+    def use(forwards: dict[type[nn.Module], Any]) -> None:
+        for kind, forward in forwards.items():
+            kind.forward = forward
+
+    use(kept)
+
+    def run() -> Tensor:
+        leaf = x.clone().requires_grad_()
+        use(patched)
+        try:
+            return leaf * torch.autograd.grad(module(leaf).max(1).values.sum(), leaf)[0]
+        finally:
+            use(kept)
+
+    return run
 
 
 @contextmanager

@@ -96,7 +96,7 @@ CompositeOption = Annotated[
         metavar="NAME|FILE",
         help="Which node gets which rule: a TOML file, or epsilon, epsilon-plus, epsilon-plus-flat, "
         "epsilon-alpha2-beta1, epsilon-alpha2-beta1-flat, epsilon-gamma-box, montavon2019, excitation-backprop, hudd, "
-        "attnlrp, gradient, input-x-gradient, guided-backprop, deconvnet.",
+        "attnlrp, cp-lrp, gradient, input-x-gradient, guided-backprop, deconvnet.",
     ),
 ]
 RuleOption = Annotated[

@@ -167,6 +167,7 @@ class Explainer:
         shapes = self.shapes({name: tensor.shape for name, tensor in inputs.items()})
         with torch.no_grad(), true_float32(self.device, self.dtype):
             activations = self._forward(recorded, shapes)(inputs)
+            shapes = {**{name: tuple(tensor.shape) for name, tensor in activations.items()}, **shapes}
             output = activations[self.output].clone()  # it may be a view of what a rule writes to
             initial, index = make_seed(output, target, labels, self._seed_kind(seed), inputs.get(ATTENTION_MASK))
             chosen = None if index is None else Fetching([index])
@@ -183,7 +184,7 @@ class Explainer:
         return seed if seed != "auto" else ("one" if self.composite.gradient else "logit")
 
     def _forward(self, recorded: frozenset[str], shapes: Mapping[str, Shape]) -> Forward:
-        names = self.plan.reads | (self.plan.sizes - shapes.keys())  # what has no known shape is read for it
+        names = self.plan.reads | ((self.plan.sizes | recorded) - shapes.keys())  # no known shape: read for it
         names |= recorded if self.composite.times_input else frozenset()
         if names not in self._forwards:
             self._forwards[names] = make_forward(
@@ -245,9 +246,6 @@ class Explainer:
         result: dict[str, Tensor] = {}
         ledger: list[NodeBalance] = []
 
-        def shape(name: str) -> Shape | None:
-            return tuple(activations[name].shape) if name in activations else shapes.get(name)
-
         for i, step in reversed(list(enumerate(self.plan.steps))):
             arrived = [pending.pop(name, None) for name in step.node.outputs]
             here = {n: r for n, r in zip(step.node.outputs, arrived, strict=True) if r is not None}
@@ -256,27 +254,31 @@ class Explainer:
                 call = rules.Call(
                     inputs=[activations.get(n) for n in step.node.inputs],
                     outputs=[activations.get(n) for n in step.outputs],
-                    shapes=[shape(n) if n else None for n in step.node.inputs],
+                    shapes=[shapes.get(n) for n in step.node.inputs],
                     relevance=arrived,
                 )
                 shares = _checked(step, call, step.backward(call))
                 came = _total([sums.pop(n) for n in here])
-                handed = []
-                for name, share in zip(step.active, shares.inputs, strict=True):
-                    # each sum is a pass over memory: what is handed on as it came has the sum that it had
-                    handed.append(came if len(here) == 1 and _same_elements(share, arrived[0]) else share.sum())
-                    pending[name] = pending[name] + share if name in pending else share
-                    sums[name] = sums[name] + handed[-1] if name in sums else handed[-1]
-                bias = torch.zeros_like(came) if shares.bias is None else shares.bias
                 to: dict[str, Tensor] = {}
-                for name, part in zip(step.active, handed, strict=True):
+                for name, share in zip(step.active, shares.inputs, strict=True):
+                    if share is None:
+                        continue
+                    # each sum is a pass over memory: what is handed on as it came has the sum that it had
+                    part = came if len(here) == 1 and _same_elements(share, arrived[0]) else share.sum()
+                    pending[name] = pending[name] + share if name in pending else share
+                    sums[name] = sums[name] + part if name in sums else part
                     to[name] = to[name] + part if name in to else part
-                balance = NodeBalance(step.node.name, step.node.op_type, step.rule, came, _total(handed), bias, to)
+                zero = torch.zeros_like(came)
+                bias = zero if shares.bias is None else shares.bias
+                handed = _total(list(to.values())) if to else zero
+                balance = NodeBalance(step.node.name, step.node.op_type, step.rule, came, handed, bias, to)
                 ledger.append(balance)
             for name in step.reads:
                 if self._last_reader[name] == i and name not in keep:
                     activations.pop(name, None)
         result.update((n, take(n, r)) for n, r in pending.items() if n in recorded)
+        for name in recorded - result.keys():  # nothing went there
+            result[name] = take(name, torch.zeros(shapes[name], dtype=self.dtype, device=self.device))
         return {n: result[n] for n in self.plan.tensors if n in result}, ledger
 
 
@@ -299,7 +301,7 @@ def _checked(step: Step, call: rules.Call, shares: rules.Shares) -> rules.Shares
     """The same shares, unless a rule that was made for other ops gave them another shape than the inputs have."""
     for position, share in zip(step.site.active, shares.inputs, strict=True):
         wanted = call.shapes[position]
-        if wanted is not None and tuple(share.shape) != tuple(wanted):
+        if share is not None and wanted is not None and tuple(share.shape) != tuple(wanted):
             raise RuleError(
                 f"{step.node}: rule '{step.rule}' gives relevance of shape {tuple(share.shape)}, and the input "
                 f"'{step.node.inputs[position]}' has {tuple(wanted)}; choose another rule for this op"

@@ -147,6 +147,9 @@ def _kind(elem_type: int) -> str:
     return str(onnx.TensorProto.DataType.Name(elem_type)).lower()
 
 
+_AS_IT_IS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand")  # a gate behind these is a gate
+
+
 class _Builder:
     def __init__(
         self,
@@ -211,7 +214,7 @@ class _Builder:
 
     def _is_gate(self, name: str) -> bool:
         producer = self.graph.producer.get(name)
-        while producer is not None and producer.op_type in ROUNDING:
+        while producer is not None and producer.op_type in (*ROUNDING, *_AS_IT_IS):
             producer = self.graph.producer.get(producer.inputs[0])
         return producer is not None and producer.op_type in ("Sigmoid", "HardSigmoid", "Softmax")
 

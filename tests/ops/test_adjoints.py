@@ -15,6 +15,7 @@ from lrp_onnx.graph import Node
 from lrp_onnx.ops import OPS, Linear, Site
 
 Random = np.random.Generator
+INDICES = (1, -1, [1], [0, -1, 0], [[1, 2]])
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ ROUTING = [
     Case("Pad", {0: (4, 5)}, {1: [2, 1], 2: 3.0, 3: [-1]}),
     Case("Expand", {0: (3, 1)}, {1: [2, 1, 4]}),
     Case("Tile", {0: (2, 3)}, {1: [2, 3]}),
-    *(Case("Gather", {0: (3, 4)}, {1: index}, {"axis": a}) for index in (1, [0, -1, 0], [[1, 2]]) for a in (0, -1)),
+    *(Case("Gather", {0: (3, 4)}, {1: index}, {"axis": a}) for index in INDICES for a in (0, -1)),
     Case("GatherElements", {0: (3, 2)}, {1: [[0, -1], [0, 0]]}, {"axis": 1}),
     Case("GatherND", {0: (2, 3, 4)}, {1: [[0, 1], [1, -1], [0, 1]]}),
     Case("GatherND", {0: (2, 3, 4)}, {1: [[1], [0]]}, {"batch_dims": 1}),

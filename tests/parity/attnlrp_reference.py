@@ -122,6 +122,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     return matmul(softmax(scores if mask is None else add_constant(scores, mask)), v)
 
 
+def attention_to_values(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The same with the weights held constant (CP-LRP, Ali et al. 2022): the values take all."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    weights = torch.softmax(scores if mask is None else scores + mask, dim=-1).detach()
+    return _Epsilon.apply(lambda v: weights @ v, 1, v)
+
+
 def heads(x: Tensor, count: int) -> Tensor:
     """(batch, tokens, width) as (batch, heads, tokens, width / heads)."""
     return x.unflatten(-1, (count, -1)).transpose(1, 2)

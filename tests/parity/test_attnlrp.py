@@ -186,8 +186,8 @@ def by_reference(network: nn.Module) -> tuple[Tensor, Tensor]:
     return output.detach(), x.grad
 
 
-def explained(network: nn.Module, how: str = "torchscript", **rule_of: str) -> Explanation:
-    composite = rules.composite("attnlrp", eps=lrp.EPS, gate="half").override(rule_of)
+def explained(network: nn.Module, how: str = "torchscript", name: str = "attnlrp", **rule_of: str) -> Explanation:
+    composite = rules.composite(name, eps=lrp.EPS, gate="half").override(rule_of)
     return Explainer(load(exported(network, how)), composite, dtype="float64").explain(tokens())
 
 
@@ -214,6 +214,17 @@ def test_layer_gets_the_relevance_of_the_published_formulas(layer: Callable[[], 
     found = explained(network, how)
     torch.testing.assert_close(found.output, output, rtol=0, atol=1e-7)  # fused attention rounds its scale to float32
     assert difference(found, wanted) <= TOLERANCE
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_attention_to_values_alone_is_cp_lrp(layer: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    network = seeded(layer())
+    both = by_reference(network)[1]
+    monkeypatch.setattr(lrp, "attention", lrp.attention_to_values)
+    wanted, found = by_reference(network)[1], explained(network, name="cp-lrp")
+    assert difference(found, wanted) <= TOLERANCE
+    assert difference(found, both) > 1e-2, "and something else than AttnLRP"
+    assert "Softmax" not in {node.op_type for node in found.conservation}, "nothing is carried below the weights"
 
 
 @pytest.mark.parametrize("rule_of", [{"Softmax": "gradient"}, {"LayerNormalization": "gradient"}, {"Gelu": "gradient"}])

@@ -24,6 +24,7 @@ EXPECTED = {  # three convolutions and a dense layer, as RULES of the documentat
     "excitation-backprop": [PLUS] * 4,
     "hudd": ["hudd"] * 4,
     "attnlrp": [EPSILON, "gamma", "gamma", EPSILON],
+    "cp-lrp": [EPSILON, "gamma", "gamma", EPSILON],
     "gradient": ["gradient"] * 4,
     "input-x-gradient": ["gradient"] * 4,
     "guided-backprop": ["gradient"] * 4,

@@ -24,6 +24,7 @@ CONSERVING = {
     "montavon2019": {**BOX, "factor": 0.0},  # its middle layers absorb by design, as much as the factor says
     "excitation-backprop": {},
     "attnlrp": {},
+    "cp-lrp": {},
 }
 TOLERANCE = 1e-10
 NETWORK = """
