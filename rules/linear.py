@@ -105,26 +105,32 @@ def montavon_std(op: Linear, *, eps: float = 1e-9, factor: float = 0.25, bias: s
     return backward
 
 
-class _Signed:
-    """x⁺ and x⁻ through a pair of weights: z = forward(x⁺, w) + forward(x⁻, v), and the relevance that flows back.
+Signs = tuple[Tensor, Tensor | None]
 
-    Behind a ReLU there is no x⁻, and half of the work is left out.
-    """
+
+def _signs(op: Linear, x: Tensor) -> Signs:
+    """x⁺ and x⁻; behind a ReLU there is no x⁻, and half of the work is left out."""
+    return (x, None) if op.nonnegative else (x.clamp(min=0), x.clamp(max=0))
+
+
+class _Signed:
+    """x⁺ and x⁻ through a pair of weights: z = forward(x⁺, w) + forward(x⁻, v), and the relevance that flows back."""
 
     def __init__(self, op: Linear, on_positive: Tensor, on_negative: Tensor) -> None:
         self.op, self.w, self.v = op, on_positive, on_negative
 
-    def affine(self, x: Tensor, offset: Tensor | float, low: float | None = None) -> Tensor:
+    def affine(self, x: Signs, offset: Tensor | float, low: float | None = None) -> Tensor:
         """z + offset, and at least `low`."""
-        if self.op.nonnegative:
-            return self.op.affine(x, self.w, offset, low)
-        z = self.op.affine(x.clamp(min=0), self.w, offset).add_(self.op.forward(x.clamp(max=0), self.v))
+        above, below = x
+        if below is None:
+            return self.op.affine(above, self.w, offset, low)
+        z = self.op.affine(above, self.w, offset).add_(self.op.forward(below, self.v))
         return z if low is None else z.clamp_(min=low)
 
-    def relevance(self, x: Tensor, g: Tensor) -> Tensor:
-        if self.op.nonnegative:
-            return self.op.share(x, g, self.w)
-        return self.op.share(x.clamp(min=0), g, self.w).add_(self.op.share(x.clamp(max=0), g, self.v))
+    def relevance(self, x: Signs, g: Tensor) -> Tensor:
+        above, below = x
+        share = self.op.share(above, g, self.w)
+        return share if below is None else share.add_(self.op.share(below, g, self.v))
 
 
 @linear_rule("z-plus", needs=("inputs",))
@@ -136,8 +142,9 @@ def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackw
     offset = _sum(b, eps)  # the denominator is never negative
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g = over(r, part.affine(x, offset))
-        return part.relevance(x, g), op.bias_share(g, b)
+        signs = _signs(op, x)
+        g = over(r, part.affine(signs, offset))
+        return part.relevance(signs, g), op.bias_share(g, b)
 
     return backward
 
@@ -157,11 +164,12 @@ def alpha_beta(
     above, below = _sum(b_a, eps), _sum(b_b, -eps)  # z_a >= 0 >= z_b
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        g = over(r, activating.affine(x, above)).mul_(alpha)
-        relevance, absorbed = activating.relevance(x, g), op.bias_share(g, b_a)
+        signs = _signs(op, x)
+        g = over(r, activating.affine(signs, above)).mul_(alpha)
+        relevance, absorbed = activating.relevance(signs, g), op.bias_share(g, b_a)
         if beta:
-            g = over(r, inhibiting.affine(x, below)).mul_(beta)
-            relevance.sub_(inhibiting.relevance(x, g))
+            g = over(r, inhibiting.affine(signs, below)).mul_(beta)
+            relevance.sub_(inhibiting.relevance(signs, g))
             share = op.bias_share(g, b_b)
             absorbed = absorbed if absorbed is None or share is None else absorbed - share
         return relevance, absorbed
@@ -190,18 +198,20 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
         offset = _sum(b_above, eps)
 
         def behind_relu(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-            g = over(r, above.affine(x, offset, low=eps))
-            return above.relevance(x, g), op.bias_share(g, b_above)
+            signs = _signs(op, x)
+            g = over(r, above.affine(signs, offset, low=eps))
+            return above.relevance(signs, g), op.bias_share(g, b_above)
 
         return behind_relu
     offset_above, offset_below = _sum(b_above, eps), _sum(b_below, -eps)
 
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         z = z if left_out is None else z - left_out  # its sign without γ decides, and must be that of the denominator
-        g = over(torch.gt(z, 0, out=torch.empty_like(z)).mul_(r), above.affine(x, offset_above, low=eps))
-        relevance, absorbed = above.relevance(x, g), op.bias_share(g, b_above)
-        g = over(torch.lt(z, 0, out=torch.empty_like(z)).mul_(r), below.affine(x, offset_below).clamp_(max=-eps))
-        relevance.add_(below.relevance(x, g))
+        signs = _signs(op, x)
+        g = over(torch.gt(z, 0, out=torch.empty_like(z)).mul_(r), above.affine(signs, offset_above, low=eps))
+        relevance, absorbed = above.relevance(signs, g), op.bias_share(g, b_above)
+        g = over(torch.lt(z, 0, out=torch.empty_like(z)).mul_(r), below.affine(signs, offset_below).clamp_(max=-eps))
+        relevance.add_(below.relevance(signs, g))
         share = op.bias_share(g, b_below)
         return relevance, absorbed if absorbed is None or share is None else absorbed + share
 
