@@ -120,7 +120,7 @@ class _Signed:
 
     def __init__(self, op: Linear, on_positive: Tensor, on_negative: Tensor) -> None:
         self.op, self.w, self.v = op, on_positive, on_negative
-        few = op.kernels is not None and on_positive.shape[1] <= _FEW
+        few = op.kernels is not None and op.kernels.shares and on_positive.shape[1] <= _FEW
         self.beside = torch.cat([self.w, self.v], dim=1) if few and not op.nonnegative else None
 
     def affine(self, x: Signs, offset: Tensor | float, low: float | None = None) -> Tensor:

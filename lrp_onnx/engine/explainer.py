@@ -167,7 +167,7 @@ class Explainer:
         shapes = self.shapes({name: tensor.shape for name, tensor in inputs.items()})
         with torch.no_grad(), true_float32(self.device, self.dtype):
             activations = self._forward(recorded, shapes)(inputs)
-            shapes = {**{name: tuple(tensor.shape) for name, tensor in activations.items()}, **shapes}
+            shapes = {**shapes, **{name: tuple(tensor.shape) for name, tensor in activations.items()}}
             output = activations[self.output].clone()  # it may be a view of what a rule writes to
             initial, index = make_seed(output, target, labels, self._seed_kind(seed), inputs.get(ATTENTION_MASK))
             chosen = None if index is None else Fetching([index])
@@ -268,9 +268,8 @@ class Explainer:
                     pending[name] = pending[name] + share if name in pending else share
                     sums[name] = sums[name] + part if name in sums else part
                     to[name] = to[name] + part if name in to else part
-                zero = torch.zeros_like(came)
-                bias = zero if shares.bias is None else shares.bias
-                handed = _total(list(to.values())) if to else zero
+                bias = torch.zeros_like(came) if shares.bias is None else shares.bias
+                handed = _total(list(to.values())) if to else torch.zeros_like(came)
                 balance = NodeBalance(step.node.name, step.node.op_type, step.rule, came, handed, bias, to)
                 ledger.append(balance)
             for name in step.reads:

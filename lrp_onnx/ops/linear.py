@@ -58,6 +58,10 @@ class _FusedConvolution:
     ahead: PackedConvolution
     back: PackedConvolution | None
 
+    @property
+    def shares(self) -> bool:
+        return self.back is not None
+
     def affine(self, x: Tensor, weight: Tensor, offset: Tensor | float, low: float | None) -> Tensor | None:
         return self.ahead(x, weight, offset=offset, low=low) if self.ahead.fits(x, weight) else None
 

@@ -86,8 +86,13 @@ class Op:
 
 
 class FusedKernels(Protocol):
-    """Kernels that spare passes over memory where they can take what they are given; None where they cannot."""
+    """Kernels that spare passes over memory where they can take what they are given; None where they cannot.
 
+    `shares` tells whether there is one for `share` at all.
+    """
+
+    @property
+    def shares(self) -> bool: ...
     def affine(self, x: Tensor, weight: Tensor, offset: Tensor | float, low: float | None) -> Tensor | None: ...
     def share(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor | None: ...
 
