@@ -25,8 +25,8 @@ EPS = 1e-6
 def stabilise(z: Tensor, eps: float | Tensor, *, nonnegative: bool = False, owned: bool = False) -> Tensor:
     """s(z) = z + eps·sign(z), with sign(0) = +1; less work where z is known to be nonnegative.
 
-    -0.0 counts as negative: a sum is that only where all of its terms are, which have no share in it. A tensor that may
-    be written to: a new one, or z itself where the rule owns it.
+    -0.0 counts as negative, so z has to be a sum: that is -0.0 only where all of its terms are, which have no share in
+    it. A tensor that may be written to: a new one, or z itself where the rule owns it.
     """
     if nonnegative:
         return z.add_(eps) if owned else z + eps

@@ -166,8 +166,8 @@ def quotient(site: Site) -> Backward:
 def bilinear(site: Site, *, eps: float = EPS, attention: str = "all") -> Backward:
     """MatMul or Einsum of several activations: an equal share of R to each, through epsilon (AttnLRP).
 
-    attention="values": where one side is the output of a Softmax, the other takes all, so that nothing goes through
-    queries and keys (CP-LRP, Ali et al. 2022).
+    attention="values": where one side is a gate, as the output of attention's Softmax, the other takes all, so that
+    nothing goes through queries and keys (CP-LRP, Ali et al. 2022).
     """
     if attention not in ("all", "values"):
         raise RuleError(f"attention must be 'all' or 'values', not '{attention}'")
@@ -183,11 +183,11 @@ def bilinear(site: Site, *, eps: float = EPS, attention: str = "all") -> Backwar
 
 def _flows(site: Site, call: Call, g: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
     """The transposes of a product of activations, by position."""
-    inputs = [_tensor(call.inputs[p]) for p in site.active]
-    if site.node.op_type != "MatMul" or min(x.ndim for x in inputs) < 2:
+    factors = [site.constants.get(p, x) for p, x in enumerate(call.inputs)]
+    if site.node.op_type != "MatMul" or min(_tensor(x).ndim for x in factors) < 2:
         return {p: flow for p, flow in zip(site.active, site.vjp(call.inputs, [g]), strict=True) if p in wanted}
-    a, b = inputs  # without the product itself once more
-    return {p: unbroadcast(a.mT @ g if p else g @ b.mT, _tensor(call.inputs[p]).shape) for p in wanted}
+    a, b = (_tensor(x) for x in factors)  # without the product itself once more
+    return {p: unbroadcast(a.mT @ g if p else g @ b.mT, (a, b)[p].shape) for p in wanted}
 
 
 @rule("softmax", zeros="kept", families=("softmax",))
@@ -249,7 +249,8 @@ def held_scale(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backwar
         x, z = _tensor(call.inputs[0]), _tensor(call.outputs[0])
         if bias == "ignore":
             z = pushforward(frozen, x)
-        g = over(_arrived(call), stabilise(z, eps))
+        # + 0.0 makes 0.0 of -0.0, which a negative weight makes of an x at the mean
+        g = over(_arrived(call), stabilise(z + 0.0, eps))
         flow = op.held(g, x, *rest, **site.node.attributes) if op.held else pullback(frozen, x)(g)[0]
         share = flow.mul_(x)
         absorbed = None if bias == "ignore" else (g * z).sum() - share.sum()

@@ -168,6 +168,8 @@ class Explainer:
         with torch.no_grad(), true_float32(self.device, self.dtype):
             activations = self._forward(recorded, shapes)(inputs)
             shapes = {**shapes, **{name: tuple(tensor.shape) for name, tensor in activations.items()}}
+            for name in activations.keys() - self._read(recorded):  # it was there for its shape
+                del activations[name]
             output = activations[self.output].clone()  # it may be a view of what a rule writes to
             initial, index = make_seed(output, target, labels, self._seed_kind(seed), inputs.get(ATTENTION_MASK))
             chosen = None if index is None else Fetching([index])
@@ -183,9 +185,12 @@ class Explainer:
     def _seed_kind(self, seed: Seed) -> Seed:
         return seed if seed != "auto" else ("one" if self.composite.gradient else "logit")
 
+    def _read(self, recorded: frozenset[str]) -> frozenset[str]:
+        """The tensors whose values are needed."""
+        return self.plan.reads | recorded if self.composite.times_input else self.plan.reads
+
     def _forward(self, recorded: frozenset[str], shapes: Mapping[str, Shape]) -> Forward:
-        names = self.plan.reads | ((self.plan.sizes | recorded) - shapes.keys())  # no known shape: read for it
-        names |= recorded if self.composite.times_input else frozenset()
+        names = self._read(recorded) | ((self.plan.sizes | recorded) - shapes.keys())  # no known shape: read for it
         if names not in self._forwards:
             self._forwards[names] = make_forward(
                 self.graph,

@@ -147,7 +147,8 @@ def _kind(elem_type: int) -> str:
     return str(onnx.TensorProto.DataType.Name(elem_type)).lower()
 
 
-_AS_IT_IS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand")  # a gate behind these is a gate
+# a gate behind these is a gate
+_AS_IT_IS = (*ROUNDING, "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Cast")
 
 
 class _Builder:
@@ -214,8 +215,11 @@ class _Builder:
 
     def _is_gate(self, name: str) -> bool:
         producer = self.graph.producer.get(name)
-        while producer is not None and producer.op_type in (*ROUNDING, *_AS_IT_IS):
-            producer = self.graph.producer.get(producer.inputs[0])
+        while producer is not None and producer.op_type in (*_AS_IT_IS, "Where"):
+            # exporters write Where(IsNaN(s), 0, s) for a Softmax with a mask
+            _, *branches = producer.inputs if producer.op_type == "Where" else ("", producer.inputs[0])
+            computed = [branch for branch in branches if branch not in self.graph.initializers]
+            producer = self.graph.producer.get(computed[0]) if len(computed) == 1 else None
         return producer is not None and producer.op_type in ("Sigmoid", "HardSigmoid", "Softmax")
 
     def _places(self) -> list[rules.Place]:

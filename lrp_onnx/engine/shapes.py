@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import onnx
 
-from lrp_onnx.engine.analysis import INTEGERS
 from lrp_onnx.graph import Graph
 
 Shape = tuple[int, ...]
 
-_KEPT = 16  # runs whose shapes are remembered
-_SMALL = 1 << 10  # elements of an integer constant that may be a shape
+_KEPT = 256  # runs whose shapes are remembered
+_SMALL = 1 << 10  # elements of a constant that may be a shape, or the scales of Resize
 
 
 class Shapes:
@@ -27,31 +26,42 @@ class Shapes:
 
     def __init__(self, graph: Graph, names: Iterable[str]) -> None:
         self._graph, self._names = graph, tuple(names)
-        self._of = lru_cache(maxsize=_KEPT)(self._find)
+        self._found: dict[tuple[Shape | None, ...], Mapping[str, Shape]] = {}
 
     def __call__(self, inputs: Mapping[str, Sequence[int]]) -> Mapping[str, Shape]:
         """By name, without those that stay unknown, for shapes of the model's inputs by name."""
-        return self._of(tuple((name, tuple(inputs[name])) for name in self._graph.inputs if name in inputs))
+        given = {name: tuple(shape) for name, shape in inputs.items()}
+        key = tuple(given.get(name) for name in self._graph.inputs)
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= _KEPT:
+                self._found = {}
+            found = self._found[key] = self._find(given)
+        return found
 
     def guessed(self) -> Mapping[str, Shape]:
         """For inputs of the sizes that the model declares, and 1 where it leaves them open."""
         shapes = {name: info.shape or () for name, info in self._graph.inputs.items()}
         return self({name: [d if isinstance(d, int) else 1 for d in shape] for name, shape in shapes.items()})
 
-    def _find(self, inputs: tuple[tuple[str, Shape], ...]) -> Mapping[str, Shape]:
-        sizes: dict[str, int] = {}  # of the dimensions that the inputs have names for
-        for name, shape in inputs:
-            declared = self._graph.inputs[name].shape or ()
-            sizes |= {d: size for d, size in zip(declared, shape, strict=False) if isinstance(d, str)}
-        open_shapes = {n: self._graph.shapes.get(n) for n in self._names}
-        known = {n: found for n, shape in open_shapes.items() if (found := _filled(shape, sizes)) is not None}
-        if len(known) < len(self._names):
-            inferred = self._inferred(dict(inputs))
-            open_shapes = {n: inferred.get(n) for n in self._names if n not in known}
-            known |= {n: found for n, shape in open_shapes.items() if (found := _filled(shape, {})) is not None}
-        return known
+    def _find(self, inputs: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        sizes = self._sizes(inputs)
+        declared = {name: _filled(self._graph.shapes.get(name), sizes) for name in self._names}
+        known = {name: shape for name, shape in declared.items() if shape is not None} | dict(inputs)
+        unknown = [name for name in self._names if name not in known]
+        inferred = self._inferred(inputs) if unknown else {}
+        return known | {name: inferred[name] for name in unknown if name in inferred}
 
-    def _inferred(self, inputs: Mapping[str, Shape]) -> Mapping[str, tuple[int | str | None, ...]]:
+    def _sizes(self, inputs: Mapping[str, Shape]) -> dict[str, int]:
+        """Of the dimensions that the inputs have names for, where they agree on it."""
+        sizes: dict[str, set[int]] = {}
+        for name, shape in inputs.items():
+            for dimension, size in zip(self._graph.inputs[name].shape or (), shape, strict=False):
+                if isinstance(dimension, str):
+                    sizes.setdefault(dimension, set()).add(size)
+        return {dimension: size for dimension, (size, *others) in sizes.items() if not others}
+
+    def _inferred(self, inputs: Mapping[str, Shape]) -> Mapping[str, Shape]:
         model = onnx.ModelProto()
         model.CopyFrom(self._bare)
         for value in model.graph.input:
@@ -60,10 +70,15 @@ class Shapes:
                     onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, inputs[value.name])
                 )
         try:
-            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+            graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         except Exception:  # onnx has its own exceptions, all directly below Exception
             return {}
-        return Graph.from_proto(model).shapes
+        found = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.output)}
+        return {
+            name: tuple(d.dim_value for d in tensor.shape.dim)
+            for name, tensor in found.items()
+            if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim)
+        }
 
     @cached_property
     def _bare(self) -> onnx.ModelProto:
@@ -74,8 +89,11 @@ class Shapes:
         model.graph.name = source.graph.name
         model.graph.node.extend(source.graph.node)
         model.graph.output.extend(onnx.ValueInfoProto(name=output.name) for output in source.graph.output)
+        for node in model.graph.node:
+            if any(a.name == "ceil_mode" and a.i for a in node.attribute):  # onnx counts windows that runtimes drop
+                node.op_type, node.domain = "NotKnown", "lrp_onnx"
         for tensor in source.graph.initializer:
-            if tensor.data_type in INTEGERS and math.prod(tensor.dims) <= _SMALL:
+            if math.prod(tensor.dims) <= _SMALL:
                 model.graph.initializer.append(tensor)
             else:
                 value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
@@ -84,7 +102,7 @@ class Shapes:
         return model
 
 
-def _filled(shape: tuple[int | str | None, ...] | None, sizes: Mapping[str, int]) -> Shape | None:
+def _filled(shape: Sequence[int | str | None] | None, sizes: Mapping[str, int]) -> Shape | None:
     """A shape in numbers; None where they are not all known."""
     if shape is None:
         return None

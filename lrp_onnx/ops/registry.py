@@ -213,7 +213,7 @@ class Site:
     linear : Linear or None
         The linear view, if the op has one here.
     gates : frozenset of int
-        Input positions that are the output of a Sigmoid or Softmax.
+        Input positions that are the output of a Sigmoid or Softmax, reshaped or cast perhaps.
     rectified : bool
         As in `Linear`, for every op.
     """

@@ -125,19 +125,25 @@ def test_predictions_of_an_array_are_those_of_one_process(folder: Path, tmp_path
     assert len(many.failures) == 3
 
 
-def test_what_is_no_scheduler_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_scheduler_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(scheduler, "_PATIENCE", "1s")
+    monkeypatch.setattr(scheduler, "_SILENCE", 0.1)
     silent = socket.create_server(("127.0.0.1", 0))
+    port = silent.getsockname()[1]
     for text, message in (
         ("4", "expected local:N"),
         ("tcp://127.0.0.1:9", "nobody answers"),
-        (f"tcp://127.0.0.1:{silent.getsockname()[1]}", "nobody answers"),  # whoever it is, it is no scheduler
+        (f"tcp://127.0.0.1:{port}", "nobody answers"),  # whoever it is, it is no scheduler
         ("tcp://127.0.0.1", "missing port number.*expected tcp://HOST:PORT"),
         ("http://127.0.0.1:8786", "no address of a Dask scheduler"),
     ):
         with pytest.raises(DataError, match=message):
             compute_heatmaps(folder / "model.onnx", folder / "pictures", tmp_path / "h.h5", scheduler=text)
     silent.close()
+    for number in (9, port):
+        assert f"waiting for tcp://127.0.0.1:{number} to answer, at most 1s" in caplog.messages
 
 
 def test_a_scheduler_without_workers_and_one_whose_workers_see_no_files_are_said(

@@ -250,6 +250,8 @@ ROUTING = [
     Case("Pad", {0: (4, 5)}, {1: [2, 1], 2: 3.0, 3: [-1]}),
     Case("Expand", {0: (3, 1)}, {1: [2, 1, 4]}),
     Case("Tile", {0: (2, 3)}, {1: [2, 3]}),
+    Case("AveragePool", {0: (2, 2, 3, 3)}, {}, {"kernel_shape": [1, 1]}),
+    Case("AveragePool", {0: (2, 2, 3, 3)}, {}, {"kernel_shape": [1, 1], "strides": [2, 1]}),
     *(Case("Gather", {0: (3, 4)}, {1: index}, {"axis": a}) for index in INDICES for a in (0, -1)),
     Case("GatherElements", {0: (3, 2)}, {1: [[0, -1], [0, 0]]}, {"axis": 1}),
     Case("GatherND", {0: (2, 3, 4)}, {1: [[0, 1], [1, -1], [0, 1]]}),

@@ -72,6 +72,57 @@ def test_a_matrix_product_of_activations_is_shared_as_its_derivative_says(shapes
     torch.testing.assert_close(found["b"], (b * flows[1]).detach())
 
 
+def attention(between: str) -> Explainer:
+    """Values weighed by a Softmax, with relevance to the values alone."""
+    text = '<ir_version: 9, opset_import: ["" : 20]> net (double[2, 3] q, double[3, 4] v) => (double[2, 4] y) '
+    model = onnx.parser.parse_model(text + "{ s = Softmax (q)  " + between + "  y = MatMul (w, v) }")
+    return Explainer(model, rules.composite("epsilon", attention="values"), dtype="float64")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "w = Identity (s)",
+        "n = IsNaN (s)  z = Constant <value = double {0.0}> ()  w = Where (n, z, s)",
+        "f = Cast <to = 1> (s)  w = Cast <to = 11> (f)",
+        "t = Transpose (s)  w = Transpose (t)",
+    ],
+)
+def test_what_exporters_put_behind_a_softmax_leaves_it_a_gate(between: str) -> None:
+    explainer = attention(between)
+    r = RNG.normal(size=(2, 4))
+    relevance = explainer.explain({"q": RNG.normal(size=(2, 3)), "v": RNG.normal(size=(3, 4))}, r).relevance
+    assert not relevance["q"].any()
+    torch.testing.assert_close(relevance["v"].sum(), torch.tensor(r.sum()), rtol=1e-4, atol=0)
+
+
+def test_a_choice_between_two_activations_is_no_gate() -> None:
+    explainer = attention("n = IsNaN (s)  r = Relu (q)  w = Where (n, r, s)")
+    inputs = {"q": RNG.normal(size=(2, 3)), "v": RNG.normal(size=(3, 4))}
+    assert explainer.explain(inputs, RNG.normal(size=(2, 4))).relevance["q"].any()
+
+
+def test_a_matrix_product_with_one_active_side_goes_to_that_alone() -> None:
+    """With a vector of weights, and with a mask of integers, as a mean over tokens has it."""
+    head = '<ir_version: 9, opset_import: ["" : 20]> net '
+    model = onnx.parser.parse_model(head + "(double[N, 3, 6] x) => (double[N, 3] y) { y = MatMul (x, w) }")
+    w = RNG.normal(size=6)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    x, r = RNG.normal(size=(2, 3, 6)), RNG.normal(size=(2, 3))
+    relevance = Explainer(model, "epsilon", dtype="float64").explain(x, r).relevance["x"]
+    z = x @ w
+    torch.testing.assert_close(relevance, torch.from_numpy(x * w * (r / (z + np.sign(z) * 1e-6))[..., None]))
+    text = "(double[N, 3, 6] x, int64[N, 3] mask) => (double[N, 1, 6] y)"
+    body = "{ m = Cast <to = 11> (mask)  a = Constant <value_ints = [1]> ()  u = Unsqueeze (m, a)  y = MatMul (u, x) }"
+    mask, r = np.array([[1, 1, 0], [1, 0, 0]]), RNG.normal(size=(2, 1, 6))
+    given = {"x": x, "mask": mask}
+    relevance = (
+        Explainer(onnx.parser.parse_model(head + text + body), "epsilon", dtype="float64").explain(given, r).relevance
+    )
+    z = mask[:, None] @ x
+    torch.testing.assert_close(relevance["x"], torch.from_numpy(x * mask[..., None] * r / (z + np.sign(z) * 1e-6)))
+
+
 @pytest.mark.parametrize("call", ["Div(two, a)", "Pow(a, two)", "Pow(two, a)", "Reciprocal(a)", "Exp(a)"])
 def test_a_function_of_one_activation_hands_on_what_it_gets(call: str) -> None:
     model = onnx.parser.parse_model(HEAD.replace(", float[N, 3, 1, 1] b", "") + f"{{ y = {call} }}")
