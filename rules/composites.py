@@ -265,6 +265,7 @@ def _layers(convolution: str, dense: str, *first: Entry, **parameters: Any) -> t
 
 _FLAT = Entry("flat", op=("linear",), place="first")
 _BOX = Entry("z-box", op=("convolution",), place="first")
+_ATTNLRP = _layers("gamma", "epsilon", Entry("epsilon", op=("linear",), place="first"), gamma=0.25)
 
 COMPOSITES: dict[str, Composite] = {
     c.name: c
@@ -286,12 +287,8 @@ COMPOSITES: dict[str, Composite] = {
         ),
         Composite("excitation-backprop", _layers("z-plus", "z-plus")),
         Composite("hudd", _layers("hudd", "hudd")),
-        Composite("attnlrp", _layers("gamma", "epsilon", Entry("epsilon", op=("linear",), place="first"), gamma=0.25)),
-        Composite(
-            "cp-lrp",
-            _layers("gamma", "epsilon", Entry("epsilon", op=("linear",), place="first"), gamma=0.25),
-            parameters={"attention": "values"},
-        ),
+        Composite("attnlrp", _ATTNLRP),
+        Composite("cp-lrp", _ATTNLRP, parameters={"attention": "values"}),
         Composite("gradient", gradient=True),
         Composite("input-x-gradient", gradient=True, times_input=True),
         Composite("guided-backprop", (Entry("guided", op=("Relu",)),), gradient=True),

@@ -144,7 +144,7 @@ def product(site: Site, *, gate: str = "signal") -> Backward:
     winners = _winners(site, gate == "signal")
 
     def backward(call: Call) -> Shares:
-        r = _arrived(call) / len(winners)
+        r = _arrived(call) if len(winners) == 1 else _arrived(call) / len(winners)
         return Shares([_summed_back(site, r, call.shapes[p]) if p in winners else None for p in site.active])
 
     return backward
