@@ -179,7 +179,8 @@ class _Builder:
 
     def build(self, output: str) -> Plan:
         biases = self._biases_behind()
-        support = self._positive_support(output)
+        vanishes = self._vanishing(output)
+        support = self._positive_support(output, vanishes)
         steps = []
         for i, site in enumerate(self.sites):
             name, parameters, why = self.chosen[i]
@@ -198,6 +199,7 @@ class _Builder:
                     # what reads z stands behind it, and was walked before; a weighted sum shares memory with nothing
                     owned=site.linear.weight is not None and output not in outputs and not self.composite.times_input,
                     bounds=self._bounds(site, parameters) if name == "z-box" else None,
+                    tiles=self._bounded(i, support, vanishes) and (bias is None or parameters.get("bias") != "ignore"),
                 )
                 site = replace(site, linear=linear)
             steps.append(replace(self._step(site, name, parameters, outputs), why=why))
@@ -278,15 +280,29 @@ class _Builder:
                 self.chosen[users[0]] = ("pass", {}, f"the bias of {site.node}")
         return result
 
-    def _positive_support(self, output: str) -> dict[int, Node]:
-        """Steps whose output relevance is zero wherever the output is not positive, and the ReLU that they feed."""
-        vanishes: set[str] = set()  # tensors whose relevance is zero where the tensor is zero
-        support = {}
-        for i, site in reversed(list(enumerate(self.sites))):
-            (result, *_), node = site.node.outputs, site.node
+    def _vanishing(self, output: str) -> set[str]:
+        """Tensors whose relevance is zero where the tensor is zero; it is the tensor times something, that is."""
+        vanishes: set[str] = set()
+        for site in reversed(self.sites):
+            result = site.node.outputs[0]
             users = self.users.get(result, [])
             if result != output and users and all(self._zero_stays(u, vanishes) for u in users):
                 vanishes.add(result)
+        return vanishes
+
+    def _bounded(self, i: int, support: Mapping[int, Node], vanishes: set[str]) -> bool:
+        """Whether what step i divides its relevance by vanishes only where the relevance does."""
+        name = self.chosen[i][0]
+        if i in support:  # there z > 0, and what the rules divide by is no smaller
+            return rules.find(name).zeros == "kept"
+        return name == "epsilon" and self.sites[i].node.outputs[0] in vanishes
+
+    def _positive_support(self, output: str, vanishes: set[str]) -> dict[int, Node]:
+        """Steps whose output relevance is zero wherever the output is not positive, and the ReLU that they feed."""
+        support = {}
+        for i, site in enumerate(self.sites):
+            (result, *_), node = site.node.outputs, site.node
+            users = self.users.get(result, [])
             if len(users) == 1 and result != output:
                 user = self.sites[users[0]].node
                 passes = self.chosen[users[0]][0] == "pass"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lrp_onnx.ops import winograd
+
 _LAST = torch.channels_last
 
 
@@ -46,7 +48,9 @@ class PackedConvolution:
     ) -> None:
         self._geometry = list(pads), list(strides), list(dilations), 1
         self._flipped = flipped
+        self._plain = max(*strides, *dilations) == 1
         self._packs = WeakTensorKeyDictionary()  # weight -> (size of x, version of the weight, packed weight)
+        self._matrices = WeakTensorKeyDictionary()  # weight -> (version of the weight, its matrices for `winograd`)
 
     @staticmethod
     def fits(x: Tensor, w: Tensor) -> bool:
@@ -64,30 +68,52 @@ class PackedConvolution:
         )
 
     def __call__(
-        self, x: Tensor, w: Tensor, *, offset: Tensor | float | None = None, low: float | None = None
+        self,
+        x: Tensor,
+        w: Tensor,
+        *,
+        offset: Tensor | float | None = None,
+        low: float | None = None,
+        tiles: bool = False,
     ) -> Tensor:
         """x (N, A, H, W) and w (B, A, h, w), if flipped (A, B, h, w) -> (N, B, H, W), a new tensor, channels last.
 
-        `offset`, one or (1, B, 1, 1), is added, and what is below `low` becomes `low`, in the same pass.
+        `offset`, one or (1, B, 1, 1), is added, and what is below `low` becomes `low`, in the same pass. With `tiles`
+        `lrp_onnx.ops.winograd` computes it where it is faster.
         """
         channels = w.shape[1 if self._flipped else 0]
         bias = None
         if offset is not None:  # the kernel reads one number a channel, whatever the strides are
             bias = torch.as_tensor(offset, dtype=x.dtype).expand(1, channels, 1, 1).flatten().contiguous()
+        if tiles and self._faster_in_tiles(x, w):
+            return winograd.convolve(x, self._transformed(w), self._geometry[0], offset=bias, low=low)
         clamp = ("none", []) if low is None else ("hardtanh", [low, math.inf])
         return _pointwise().default(x, self._packed(x, w), bias, *self._geometry, *clamp, "")
 
-    def times(self, x: Tensor, w: Tensor, factor: Tensor) -> Tensor:
-        """The convolution of x and w ⊙ factor (N, B, H, W), in one pass."""
+    def times(self, x: Tensor, w: Tensor, factor: Tensor, *, tiles: bool = False) -> Tensor:
+        """The convolution of x and w ⊙ factor (N, B, H, W), in one pass; `tiles` as above."""
+        if tiles and self._faster_in_tiles(x, w):
+            return winograd.convolve(x, self._transformed(w), self._geometry[0], factor=factor)
         return _pointwise().binary(x, factor, self._packed(x, w), None, *self._geometry, "mul", None, None, [], None)
+
+    def _faster_in_tiles(self, x: Tensor, w: Tensor) -> bool:
+        return self._plain and winograd.pays(x, w, self._geometry[0])
+
+    def _kernel(self, w: Tensor) -> Tensor:
+        return w.flip(2, 3).transpose(0, 1) if self._flipped else w
+
+    def _transformed(self, w: Tensor) -> Tensor:
+        found = self._matrices.get(w)
+        if found is None or found[0] != w._version:
+            found = self._matrices[w] = w._version, winograd.transformed(self._kernel(w))
+        return found[1]
 
     def _packed(self, x: Tensor, w: Tensor) -> Tensor:
         # the kernel, and with it the order of the weights, is chosen by the size of the picture, not of the batch
         key = (*x.shape[2:], w._version)
         found = self._packs.get(w)
         if found is None or found[0] != key:
-            kernel = w.flip(2, 3).transpose(0, 1) if self._flipped else w
-            plain = kernel.contiguous(memory_format=_LAST).to_mkldnn()
+            plain = self._kernel(w).contiguous(memory_format=_LAST).to_mkldnn()
             pack = torch._C._nn.mkldnn_reorder_conv2d_weight
             packed = pack(plain, *self._geometry, list(x.shape))  # type: ignore[call-arg]  # torch's stub lacks a size
             found = self._packs[w] = key, packed

@@ -88,13 +88,15 @@ class Op:
 class FusedKernels(Protocol):
     """Kernels that spare passes over memory where they can take what they are given; None where they cannot.
 
-    `shares` tells whether there is one for `share` at all.
+    `shares` tells whether there is one for `share` at all; `tiles` is that of `Linear`.
     """
 
     @property
     def shares(self) -> bool: ...
-    def affine(self, x: Tensor, weight: Tensor, offset: Tensor | float, low: float | None) -> Tensor | None: ...
-    def share(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor | None: ...
+    def affine(
+        self, x: Tensor, weight: Tensor, offset: Tensor | float, low: float | None, tiles: bool
+    ) -> Tensor | None: ...
+    def share(self, x: Tensor, g: Tensor, weight: Tensor, tiles: bool) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,9 @@ class Linear:
         A convolution, transposed or not: x[i] gives z[i] and nothing else.
     bounds : tuple of two Tensors or None
         Lowest and highest possible x, for the z-box rule.
+    tiles : bool
+        The kernels may round a result by what is beside it (`lrp_onnx.ops.winograd`): no g is large because what its
+        relevance was divided by vanishes.
     kernels : FusedKernels or None
         What does more in one pass over memory than `forward` and `transpose`.
     """
@@ -137,11 +142,12 @@ class Linear:
     owned: bool = False
     convolution: bool = False
     bounds: tuple[Tensor, Tensor] | None = None
+    tiles: bool = False
     kernels: FusedKernels | None = None
 
     def affine(self, x: Tensor, weight: Any, offset: Tensor | float, low: float | None = None) -> Tensor:
         """forward(x, weight) + offset, and at least `low`: a new tensor."""
-        fused = self.kernels.affine(x, weight, offset, low) if self.kernels else None
+        fused = self.kernels.affine(x, weight, offset, low, self.tiles) if self.kernels else None
         if fused is not None:
             return fused
         z = self.forward(x, weight).add_(offset)
@@ -149,7 +155,7 @@ class Linear:
 
     def share(self, x: Tensor, g: Tensor, weight: Any) -> Tensor:
         """Relevance that the input takes: x ⊙ W^T g, a new tensor."""
-        fused = self.kernels.share(x, g, weight) if self.kernels else None
+        fused = self.kernels.share(x, g, weight, self.tiles) if self.kernels else None
         if fused is not None:
             return fused
         flow = self.transpose(g, weight, x.shape)

@@ -13,7 +13,8 @@ from lrp_onnx.engine import Dtype, Explainer
 from lrp_onnx.engine.analysis import pictures
 from lrp_onnx.forward import make_forward
 from lrp_onnx.graph import Graph, load
-from lrp_onnx.rules import RULES, Composite, composite
+from lrp_onnx.ops import winograd
+from lrp_onnx.rules import RULES, Composite, Entry, composite
 from lrp_onnx.runtime import open_session
 
 COMPOSITES = ["epsilon", "epsilon-plus-flat", "epsilon-alpha2-beta1", "epsilon-gamma-box", "montavon2019", "hudd"]
@@ -117,3 +118,53 @@ def test_an_explainer_opens_its_session_before_the_first_explanation(residual: G
     (forward,) = explainer._forwards.values()
     explainer.explain(X)
     assert list(explainer._forwards.values()) == [forward]
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        (composite("epsilon"), "c1 c2 c3 d"),
+        (composite("epsilon", bias="ignore"), ""),
+        (composite("epsilon-plus"), "c1 c3 d"),  # the sum behind c2 may be negative where z⁺ is zero
+        (Composite("spread", (Entry("flat", op=("Conv",)), Entry("epsilon", op=("linear",)))), "d"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Composite) else "",
+)
+def test_sums_are_in_tiles_where_what_divides_vanishes_with_the_relevance(
+    by: Composite, expected: str, residual: Graph
+) -> None:
+    steps = Explainer(residual, by).plan.steps
+    assert " ".join(s.node.outputs[0] for s in steps if s.site.linear and s.site.linear.tiles) == expected
+
+
+@pytest.mark.parametrize("bias", ["absorb", "ignore"])
+@pytest.mark.parametrize("name", ["epsilon", "epsilon-plus", "epsilon-alpha2-beta1"])
+def test_tiles_beside_what_is_dark(name: str, bias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the bias is in the sums over a dark area; what is divided by these is not to reach a bright one."""
+    text = """(float[N,128,20,20] x) => (float[N,3] y) {
+        c0 = Conv(x, w0) r0 = Relu(c0) c1 = Conv<pads=[1,1,1,1]>(r0, w1, b1) r1 = Relu(c1)
+        c2 = Conv<pads=[1,1,1,1]>(r1, w2, b2) r2 = Relu(c2) g = GlobalAveragePool(r2) f = Flatten(g)
+        y = Gemm(f, w3, b3) }"""
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 19]> g {text}')
+    shapes = {
+        "w0": (128, 128, 1, 1),
+        "w1": (128, 128, 3, 3),
+        "w2": (128, 128, 3, 3),
+        "w3": (128, 3),
+        "b1": (128,),
+        "b2": (128,),
+        "b3": (3,),
+    }
+    rng = np.random.default_rng(1)
+    for tensor, shape in shapes.items():
+        array = rng.normal(size=shape) / (34 if tensor in ("w1", "w2") else 10)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype("f"), tensor))
+    x = rng.normal(size=(2, 128, 20, 20)).astype("f")
+    x[:, :, :, 9:] = 0
+    graph, by = load(proto), composite(name, bias=bias)
+    exact = Explainer(graph, by, dtype="float64").explain(x).relevance["x"]
+    found = Explainer(graph, by).explain(x).relevance["x"]
+    monkeypatch.setattr(winograd, "pays", lambda *_: False)
+    direct = Explainer(graph, by).explain(x).relevance["x"]
+    assert torch.equal(found, direct) is (bias == "ignore")
+    assert (found - exact).norm() < 3 * (direct - exact).norm()
