@@ -13,7 +13,7 @@ from torch import Tensor
 from lrp_onnx import rules
 from lrp_onnx.accelerator import Fetching, sent, true_float32
 from lrp_onnx.engine.explanation import Explanation, NodeBalance, joined
-from lrp_onnx.engine.parts import independent, most_at_once, part_of, ranges
+from lrp_onnx.engine.parts import Independence, most_at_once, part_of, ranges
 from lrp_onnx.engine.plan import Plan, Step, build_plan
 from lrp_onnx.engine.seed import Seed, Target, fetched, make_seed, output_name
 from lrp_onnx.engine.shapes import Shape, Shapes
@@ -95,6 +95,7 @@ class Explainer:
         self.at_once = at_once
         self._forwards: dict[frozenset[str], Forward] = {}
         self.shapes = Shapes(self.graph, self.plan.names)
+        self._independence = Independence(self.plan, self.shapes)
         self._last_reader = {name: i for i, step in reversed(list(enumerate(self.plan.steps))) for name in step.reads}
 
     def open(self) -> None:
@@ -141,11 +142,15 @@ class Explainer:
         """
         inputs = self._inputs(x)
         recorded = self._recorded(layers)
-        samples = independent(self.plan, inputs, target, labels) if record is None else None
+        samples = None
+        if record is None:
+            most = self.at_once or most_at_once(self.plan, self.shapes, inputs, self.dtype, self.device)
+            samples = self._independence.samples(
+                inputs, target, labels, recorded=recorded, most=most, explain=self._tried
+            )
         if samples is None:
             only, index = self._explain(inputs, target, labels, seed, recorded, record)
             return replace(only, target=fetched([index]))
-        most = self.at_once or most_at_once(self.plan, self.shapes, inputs, self.dtype, self.device)
         parts = []
         for rows in ranges(samples, most):
             given = {name: tensor[rows] for name, tensor in inputs.items()}
@@ -181,6 +186,9 @@ class Explainer:
 
             relevance, ledger = self._walk(initial, shapes, activations, recorded, take)
         return Explanation(output, None, relevance, ledger), chosen
+
+    def _tried(self, inputs: Mapping[str, Tensor], target: Target) -> Explanation:
+        return self._explain(inputs, target, None, "auto", self._recorded("input"))[0]
 
     def _seed_kind(self, seed: Seed) -> Seed:
         return seed if seed != "auto" else ("one" if self.composite.gradient else "logit")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lrp_onnx.engine.explanation import Explanation
 from lrp_onnx.engine.plan import Plan
 from lrp_onnx.engine.shapes import Shapes, numbers_of_sample
+from lrp_onnx.errors import LrpOnnxError
 from lrp_onnx.graph import Graph
 from lrp_onnx.ops import find
+
+Explain = Callable[[Mapping[str, Tensor], Callable[[Tensor], Tensor]], Explanation]  # of a batch with a target
 
 # activations read, of the samples explained at a time: 8 of VGG-16, 18 of MobileNetV2; more are no faster on a CPU
 _BYTES = {"cpu": 512 << 20}
@@ -23,33 +28,95 @@ _BYTES_ON_ACCELERATORS = 4 << 30
 _ACROSS = {"DynamicQuantizeLinear", "CumSum", "CumProd", "ReverseSequence", "TopK", "Scan", "Loop", "If"}
 
 
-def independent(plan: Plan, inputs: Mapping[str, Tensor], target: Any, labels: Any) -> int | None:
-    """How many samples a batch has, if each can be explained without the others; else None.
+class Independence:
+    """Whether a model's samples can be explained one without the others."""
 
-    That is known where the same symbol leads the shape of every input and of every tensor on the relevance path and
-    occurs nowhere else in it, and where the target is one for each sample or the same for all.
-    """
-    samples = {len(tensor) if tensor.ndim else 0 for tensor in inputs.values()}
-    if len(samples) != 1 or min(samples) < 2 or not _rows_apart(plan):
-        return None
-    (n,) = samples
-    fits = _per_sample(target, n) and (labels is None or _per_sample(labels, n))
-    return n if fits else None
+    def __init__(self, plan: Plan, shapes: Shapes) -> None:
+        self._shapes = shapes
+        self._batch = None if _looks_across(plan.graph) else _batch(plan.graph)
+        self._rows_apart = self._batch is not None and _rows_apart(plan, self._batch)
+        self._tried: bool | None = None
+
+    def samples(
+        self,
+        inputs: Mapping[str, Tensor],
+        target: Any,
+        labels: Any,
+        *,
+        recorded: Collection[str],
+        most: int,
+        explain: Explain,
+    ) -> int | None:
+        """How many samples a batch has, if each can be explained without the others; else None.
+
+        The target has to be one for each sample or the same for all. That samples are independent is known where the
+        batch leads the shape of every tensor on the relevance path. Where it does not, as in transformers, whose
+        attention has it between others, a try with `explain` tells, once there is a batch of more than `most` samples,
+        all of whose `recorded` tensors it leads.
+        """
+        counts = {len(tensor) if tensor.ndim else 0 for tensor in inputs.values()}
+        if self._batch is None or len(counts) != 1 or min(counts) < 2:
+            return None
+        (n,) = counts
+        if not _per_sample(target, n) or not (labels is None or _per_sample(labels, n)):
+            return None
+        if self._rows_apart:
+            return n
+        if n <= most or not self._led_by_batch(recorded, inputs, n):
+            return None
+        if self._tried is None:
+            try:
+                self._tried = _apart_in_a_try(inputs, explain)
+            except LrpOnnxError:  # it may not run with two samples, whatever its shapes say
+                self._tried = False
+        return n if self._tried else None
+
+    def _led_by_batch(self, names: Iterable[str], inputs: Mapping[str, Tensor], n: int) -> bool:
+        """Whether the tensors have n rows, and another number where the batch has another."""
+        for size in (n, n + 1):
+            found = self._shapes({name: (size, *tensor.shape[1:]) for name, tensor in inputs.items()})
+            if any(found.get(name, ())[:1] != (size,) for name in names):
+                return False
+        return True
 
 
-def _rows_apart(plan: Plan) -> bool:
-    graph = plan.graph
+def _apart_in_a_try(inputs: Mapping[str, Tensor], explain: Explain) -> bool:
+    """Whether neither the output nor the relevance of one of two samples has anything to do with the other one."""
+    outputs = []
+    for first, second, row in ((0, 1, 0), (1, 0, 1), (0, 0, 0)):
+        found = explain({name: tensor[[first, second]] for name, tensor in inputs.items()}, partial(_only, row))
+        if len(found.output) != 2 or any(bool(r[1 - row].any()) for r in found.relevance.values()):
+            return False
+        outputs.append(found.output)
+    one, other, same = outputs
+    pairs = [(one[0], same[0]), (one[0], same[1]), (one[0], other[1]), (one[1], other[0])]
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max())) for a, b in pairs)
+
+
+def _only(row: int, output: Tensor) -> Tensor:
+    """The outputs of one row alone, as a target."""
+    target = torch.zeros_like(output, dtype=torch.bool)
+    target[row] = True
+    return target
+
+
+def _batch(graph: Graph) -> str | None:
+    """The symbol that leads the shape of every input; None where there is none."""
+    leading = {info.shape[0] if info.shape else None for info in graph.inputs.values()}
+    (symbol,) = leading if len(leading) == 1 else {None}
+    return symbol if isinstance(symbol, str) else None
+
+
+def _rows_apart(plan: Plan, symbol: str) -> bool:
+    """Whether the batch leads the shape of every tensor on the path, and occurs nowhere else in it."""
+    graph, batch = plan.graph, set[int | str | None]([symbol])
     inputs = [info.shape or () for info in graph.inputs.values()]
-    batch = {shape[0] if shape else None for shape in inputs}
-    if len(batch) != 1 or not all(isinstance(size, str) for size in batch):
-        return False
     for step in plan.steps:  # exporters flatten to (-1, K), and shape inference has a new name for what -1 gives
         before, after = (graph.shapes.get(name) or () for name in (step.node.inputs[0], step.node.outputs[0]))
         if step.node.op_type == "Reshape" and before[:1] and before[0] in batch and _known(before) == _known(after) > 0:
             batch.add(after[0])
     shapes = inputs + [graph.shapes.get(name) or () for name in plan.tensors]
-    apart = all(shape and shape[0] in batch and not batch.intersection(shape[1:]) for shape in shapes)
-    return apart and not _looks_across(graph)
+    return all(shape and shape[0] in batch and not batch.intersection(shape[1:]) for shape in shapes)
 
 
 def _known(shape: Sequence[int | str | None]) -> int:

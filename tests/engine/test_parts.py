@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import small_networks
 import torch
 from torch import Tensor
 
 from lrp_onnx.engine import Explainer
-from lrp_onnx.engine.parts import independent, most_at_once, ranges
+from lrp_onnx.engine.parts import most_at_once, ranges
 from lrp_onnx.errors import DataError, TargetError
 from lrp_onnx.forward import Forward
 from lrp_onnx.graph import Graph, load
@@ -57,6 +58,13 @@ def sizes(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(explainer, "_forward", counted)
     return seen
+
+
+def samples(graph: Graph, feeds: dict[str, Tensor]) -> int | None:
+    """How many samples are explained one without the others, when there is room for two."""
+    explainer = Explainer(graph, "gradient")
+    recorded, explain = explainer._recorded("input"), explainer._tried
+    return explainer._independence.samples(feeds, 0, None, recorded=recorded, most=2, explain=explain)
 
 
 @pytest.mark.parametrize("composite", ["epsilon-plus-flat", "epsilon-alpha2-beta1", "input-x-gradient"])
@@ -139,22 +147,20 @@ def test_a_target_for_another_number_of_samples_is_refused_as_before(target: Any
     ids=["fixed", "softmax over the batch", "products of samples", "running sum", "another batch"],
 )
 def test_samples_that_may_depend_on_each_other_stay_together(graph: Graph) -> None:
-    plan = Explainer(graph, "gradient").plan
     feeds = {
         name: torch.zeros(7, *(s if isinstance(s, int) else 7 for s in (info.shape or ())[1:]))
         for name, info in graph.inputs.items()
     }
-    assert independent(plan, feeds, 0, None) is None
-    free = Explainer(model(DENSE), "gradient").plan
-    assert independent(free, {"x": torch.from_numpy(X)}, 0, None) == 7, "the same without what binds them"
+    feeds["x"] = torch.from_numpy(X)
+    assert samples(graph, feeds) is None
+    assert samples(model(DENSE), {"x": torch.from_numpy(X)}) == 7, "the same without what binds them"
 
 
 @pytest.mark.parametrize(("shape", "wanted"), [([-1, 72], 7), ([-1, 36], None)])
 def test_a_reshape_that_keeps_rows_keeps_samples_apart(shape: list[int], wanted: int | None) -> None:
     """Two rows a sample are not what the batch's size tells."""
     graph = model(f"s = Constant<value_ints={shape}>() f = Reshape(x, s) y = Tanh(f)", y=f"float[N,{shape[1]}] y")
-    plan = Explainer(graph, "gradient").plan
-    assert independent(plan, {"x": torch.from_numpy(X)}, 0, None) == wanted
+    assert samples(graph, {"x": torch.from_numpy(X)}) == wanted
 
 
 def test_the_size_of_parts_follows_the_activations_read(residual: Graph) -> None:
@@ -183,3 +189,42 @@ def test_results_are_no_views_of_each_other_or_of_the_input(residual: Graph) -> 
 def test_a_batch_of_none_at_a_time_is_refused(residual: Graph) -> None:
     with pytest.raises(DataError, match="at_once is 0"):
         Explainer(residual, at_once=0)
+
+
+@pytest.mark.parametrize("name", ["vit", "tokens"])
+def test_a_try_tells_that_samples_of_transformers_are_independent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, given = small_networks.network(name), small_networks.inputs(name)
+    explainer = Explainer(graph, "attnlrp", dtype="float64", at_once=2)
+    whole = Explainer(graph, "attnlrp", dtype="float64", at_once=3).explain(given)
+    explainer.explain(given)
+    seen = sizes(explainer, monkeypatch)
+    found = explainer.explain(given)
+    assert seen == [1, 2], "one try is enough"
+    torch.testing.assert_close(found.output, whole.output, rtol=1e-11, atol=1e-12)
+    for tensor, relevance in whole.relevance.items():
+        torch.testing.assert_close(found.relevance[tensor], relevance, rtol=1e-9, atol=1e-12)
+    inner = "qk0"  # which the batch leads, as it does not the sequence that an LSTM reads
+    assert len(explainer.explain(given, layers=[inner]).relevance[inner]) == 3
+    explainer.explain(given, layers="all")
+    assert seen == [1, 2] + [1, 2] + ([3] if name == "tokens" else [1, 2])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Transpose<perm=[1,0,2,3]>(x) s = Softmax<axis=1>(t) u = Transpose<perm=[1,0,2,3]>(s)",
+        "t = Transpose<perm=[1,0,2,3]>(x) m = ReduceMean<axes=[1]>(t) d = Sub(t, m) u = Transpose<perm=[1,0,2,3]>(d)",
+        "m = ReduceMax<axes=[0]>(x) u = Div(x, m)",  # whose relevance stays apart, as the divisor gets none
+        "t = Transpose<perm=[1,2,0,3]>(x) p = MatMul(t, t) u = Transpose<perm=[2,0,1,3]>(p)",
+    ],
+    ids=["softmax", "mean", "divisor", "six and no other number"],
+)
+def test_a_try_tells_that_samples_depend_on_each_other(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,2,6,6] x) => (float[N,72] y)'
+    proto = onnx.parser.parse_model(f"{header} {{ {body} y = Flatten(u) }}")
+    explainer = Explainer(load(proto), "gradient", at_once=2)
+    given = np.abs(X[:6])
+    explainer.explain(given)
+    seen = sizes(explainer, monkeypatch)
+    explainer.explain(given)
+    assert seen == [6]
