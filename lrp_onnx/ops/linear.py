@@ -13,6 +13,7 @@ from torch import Tensor
 from lrp_onnx.errors import UnsupportedOpError
 from lrp_onnx.graph import Node
 from lrp_onnx.ops.packed import PackedConvolution
+from lrp_onnx.ops.products import product
 from lrp_onnx.ops.registry import Linear, op, pullback, resolve_pads, torch_pads, unbroadcast
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -257,31 +258,10 @@ def _gemm_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[
     bias = constants.get(2)
     return Linear(
         lambda x, w: (x.T if flip else x) @ w,
-        lambda s, w, _: _from_rows(s, w.T).T if flip else _from_rows(s, w.T),
+        lambda s, w, _: product(s, w.T).T if flip else product(s, w.T),
         weight if alpha == 1.0 else alpha * weight,
         bias if bias is None or beta == 1.0 else beta * bias,
     )
-
-
-def _from_rows(s: Tensor, w: Tensor) -> Tensor:
-    """s @ w; for a single row s of which few elements are not zero, without reading the rows of w that these are for.
-
-    Most of the time of a large layer goes into reading its weights, and behind a ReLU many units are off.
-    """
-    plain = s.device.type == "cpu" and s.ndim == 2 and len(s) == 1 and w.is_contiguous() and s.dtype == w.dtype
-    if not plain or w.numel() < _LARGE or s.requires_grad or w.requires_grad:
-        return s @ w
-    (on,) = s[0].nonzero(as_tuple=True)
-    if not len(on) or 2 * len(on) > len(w):  # a matrix product reads twice as fast
-        return s @ w
-    parts = next(p for p in (4, 2, 1) if w.shape[1] % p == 0)  # of each row, so that threads have some each
-    rows = on * parts + torch.arange(parts)[:, None]
-    pieces = w.view(len(w) * parts, -1)
-    values = s[0, on].expand(parts, -1).contiguous()
-    return F.embedding_bag(rows, pieces, mode="sum", per_sample_weights=values).view(1, -1)
-
-
-_LARGE = 1 << 18  # elements of a weight matrix above which it pays
 
 
 @op("Gemm", family="linear", linear=_gemm_builder)
@@ -315,22 +295,7 @@ def _from_left(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
     """Transpose of x -> x @ w; a vector x counts as one row."""
     if len(shape) == 1:
         return _from_left(s.unsqueeze(-2), w, (1, *shape)).squeeze(0)
-    return unbroadcast(torch.matmul(*_without_zeros(s, w.mT)), shape)
-
-
-def _without_zeros(s: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of s @ w without the columns at the ends of s that are zero, where these are most of them.
-
-    One layer makes queries, keys and values; where relevance goes through the values alone, two thirds are zero.
-    """
-    if s.device.type != "cpu" or w.ndim != 2 or w.numel() < _LARGE or not s.numel():
-        return s, w
-    rows = s.reshape(-1, s.shape[-1])
-    if 2 * int(rows[0].count_nonzero()) > len(w):  # which a single row tells, as a rule
-        return s, w
-    (on,) = (rows != 0).any(dim=0).nonzero(as_tuple=True)
-    first, last = (int(on[0]), int(on[-1]) + 1) if len(on) else (0, len(w))
-    return (s[..., first:last], w[first:last]) if 2 * (last - first) < len(w) else (s, w)
+    return unbroadcast(product(s, w.mT), shape)
 
 
 def _from_right(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
