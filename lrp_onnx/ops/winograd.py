@@ -40,7 +40,7 @@ _A, _G, _B = _interpolation()
 _WEIGHTS, _TO_TILES, _FROM_TILES = torch.kron(_G, _G), torch.kron(_B, _B).float(), torch.kron(_A, _A).float()
 
 _CHANNELS = 128  # below, the passes over the tiles cost what the multiplications save
-_TILES = 16  # in the batch, below which reading 4 times the weights costs it
+_OUTPUTS = 256  # rows times columns, below which it gains little, for 4 times the memory of the weights
 _WASTE = 1.6  # outputs computed for one that is wanted, at the right and lower border
 _ELEMENTS = 1 << 21  # of the largest matrix at a time, so that the four of them stay in a cache
 
@@ -51,13 +51,18 @@ def pays(x: Tensor, w: Tensor, pads: Sequence[int]) -> bool:
         return False
     down, across = (size + 2 * pad - 2 for size, pad in zip(x.shape[2:], pads, strict=True))
     tiles = -(-down // _OUT) * -(-across // _OUT)
-    return min(down, across) > 0 and len(x) * tiles >= _TILES and tiles * _OUT**2 <= _WASTE * down * across
+    wanted = down * across
+    return min(down, across) > 0 and wanted >= _OUTPUTS and tiles * _OUT**2 <= _WASTE * wanted
 
 
 def transformed(w: Tensor) -> Tensor:
     """w (B, A, 3, 3) as 36 matrices (A, B), computed in float64."""
-    taps = w.permute(2, 3, 1, 0).reshape(9, -1).double()
-    return torch.mm(_WEIGHTS, taps).to(w.dtype).view(_IN**2, *w.shape[1::-1])
+    taps = w.permute(2, 3, 1, 0).reshape(9, -1)
+    result = w.new_empty(_IN**2, taps.shape[1])
+    for some in range(0, taps.shape[1], 1 << 16):  # float64 takes memory that is kept
+        part = slice(some, some + (1 << 16))
+        result[:, part] = torch.mm(_WEIGHTS, taps[:, part].double())
+    return result.view(_IN**2, *w.shape[1::-1])
 
 
 class _Workspace(threading.local):
