@@ -11,7 +11,6 @@ as much as a pass over it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -67,11 +66,6 @@ def _once(make: Callable[[tuple[int, ...]], Tensor], op: Linear) -> Callable[[Te
         return last[key]
 
     return value
-
-
-def _least(op: Linear, eps: float) -> float | None:
-    """What a sum of nonnegative terms and eps is less than by rounding alone, where tiles may round it so."""
-    return eps if op.tiles else None
 
 
 def _weight(op: Linear, rule: str) -> Tensor:
@@ -155,11 +149,11 @@ def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackw
     weight = _weight(op, "z-plus")
     part = _Signed(op, weight.clamp(min=0), weight.clamp(max=0))
     b = None if no_bias(op, bias) else positive(op.bias)
-    offset = _sum(b, eps)
+    offset = _sum(b, eps)  # the denominator is never negative
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         signs = _signs(op, x)
-        g = over(r, part.affine(signs, offset, low=_least(op, eps)))
+        g = over(r, part.affine(signs, offset))
         return part.relevance(signs, g), op.bias_share(g, b)
 
     return backward
@@ -175,14 +169,13 @@ def alpha_beta(
     weight = _weight(op, "alpha-beta")
     up, down = weight.clamp(min=0), weight.clamp(max=0)
     ignore = no_bias(op, bias)
-    activating = _Signed(op, up, down)
-    inhibiting = _Signed(replace(op, tiles=False), down, up)  # z_b may vanish where z, and with it R, does not
+    activating, inhibiting = _Signed(op, up, down), _Signed(op, down, up)
     b_a, b_b = (None, None) if ignore else (positive(op.bias), negative(op.bias))
     above, below = _sum(b_a, eps), _sum(b_b, -eps)  # z_a >= 0 >= z_b
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         signs = _signs(op, x)
-        g = over(r, activating.affine(signs, above, low=_least(op, eps))).mul_(alpha)
+        g = over(r, activating.affine(signs, above)).mul_(alpha)
         relevance, absorbed = activating.relevance(signs, g), op.bias_share(g, b_a)
         if beta:
             g = over(r, inhibiting.affine(signs, below)).mul_(beta)

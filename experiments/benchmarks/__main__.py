@@ -46,7 +46,8 @@ WHY = """\
   rounding, twice that of the direct kernels, is relative to the largest sum in a tile of 6x6. So it is left to the
   direct kernels where what a rule divides by may vanish and its relevance not (biases ignored, the inhibiting part of
   alpha-beta, a rule such as flat above): there dark areas would reach bright ones beside them. Heatmaps of VGG-16 and
-  ResNet-50 are as far from float64 as without it.
+  ResNet-50 are as far from float64 as without it. Denominators come from the direct kernels, and nothing is in tiles
+  above which a step divides by less than its output.
 - The same kernels add the bias and the stabiliser, and multiply by x, before a result leaves the cache: bit for bit
   what separate passes give. A denominator is computed in the memory of the activation that nobody reads any more.
 - Of a large dense layer and a single sample, rows of the weights are read only where relevance arrives, if that is

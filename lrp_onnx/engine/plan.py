@@ -147,6 +147,9 @@ def _kind(elem_type: int) -> str:
     return str(onnx.TensorProto.DataType.Name(elem_type)).lower()
 
 
+_BY_OUTPUT = {"epsilon", "montavon-std", "norm"}  # rules that divide by their output
+_BY_MORE = {"z-plus", "gamma"}  # by no less than it where it is positive
+
 # a gate behind these is a gate
 _AS_IT_IS = (*ROUNDING, "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Cast")
 
@@ -179,8 +182,8 @@ class _Builder:
 
     def build(self, output: str) -> Plan:
         biases = self._biases_behind()
-        vanishes = self._vanishing(output)
-        support = self._positive_support(output, vanishes)
+        support = self._positive_support(output, self._vanishing(output))
+        bounded = self._bounded(output, support)
         steps = []
         for i, site in enumerate(self.sites):
             name, parameters, why = self.chosen[i]
@@ -199,7 +202,9 @@ class _Builder:
                     # what reads z stands behind it, and was walked before; a weighted sum shares memory with nothing
                     owned=site.linear.weight is not None and output not in outputs and not self.composite.times_input,
                     bounds=self._bounds(site, parameters) if name == "z-box" else None,
-                    tiles=self._bounded(i, support, vanishes) and (bias is None or parameters.get("bias") != "ignore"),
+                    tiles=site.linear.convolution
+                    and bounded.issuperset(site.node.outputs)
+                    and self._divides(i, support),
                 )
                 site = replace(site, linear=linear)
             steps.append(replace(self._step(site, name, parameters, outputs), why=why))
@@ -281,7 +286,7 @@ class _Builder:
         return result
 
     def _vanishing(self, output: str) -> set[str]:
-        """Tensors whose relevance is zero where the tensor is zero; it is the tensor times something, that is."""
+        """Tensors whose relevance is zero where the tensor is zero."""
         vanishes: set[str] = set()
         for site in reversed(self.sites):
             result = site.node.outputs[0]
@@ -290,12 +295,36 @@ class _Builder:
                 vanishes.add(result)
         return vanishes
 
-    def _bounded(self, i: int, support: Mapping[int, Node], vanishes: set[str]) -> bool:
-        """Whether what step i divides its relevance by vanishes only where the relevance does."""
-        name = self.chosen[i][0]
-        if i in support:  # there z > 0, and what the rules divide by is no smaller
-            return rules.find(name).zeros == "kept"
-        return name == "epsilon" and self.sites[i].node.outputs[0] in vanishes
+    def _bounded(self, output: str, support: Mapping[int, Node]) -> set[str]:
+        """Tensors whose relevance is the tensor times something that is large nowhere because the tensor is small.
+
+        That holds below a dense output, whose relevance over itself is one number for each sample, as far down as each
+        step divides by its own bounded output, or by more, or hands on what it gets.
+        """
+        top = next((site.linear for site in self.sites if output in site.node.outputs), None)
+        if top is None or top.weight is None or top.convolution or len(self.graph.shapes.get(output) or ()) != 2:
+            return set()
+        bounded = {output}
+        for site in reversed(self.sites):
+            for p in site.active:
+                tensor = site.node.inputs[p]
+                if all(self._stays_bounded(user, support, bounded) for user in self.users[tensor]):
+                    bounded.add(tensor)
+        return bounded
+
+    def _stays_bounded(self, user: int, support: Mapping[int, Node], bounded: set[str]) -> bool:
+        site, (name, *_) = self.sites[user], self.chosen[user]
+        if not bounded.issuperset(o for o in site.node.outputs if o):
+            return False
+        if rules.find(name).zeros == "moved":
+            return zero_at_zero(self.graph, site.node)
+        return self._divides(user, support)
+
+    def _divides(self, i: int, support: Mapping[int, Node]) -> bool:
+        """Whether what step i divides its relevance by is its output, or no smaller."""
+        name, parameters, _ = self.chosen[i]
+        fits = name in _BY_OUTPUT or (name in _BY_MORE and i in support)
+        return fits and parameters.get("bias") != "ignore"
 
     def _positive_support(self, output: str, vanishes: set[str]) -> dict[int, Node]:
         """Steps whose output relevance is zero wherever the output is not positive, and the ReLU that they feed."""

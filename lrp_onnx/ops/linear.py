@@ -63,10 +63,8 @@ class _FusedConvolution:
     def shares(self) -> bool:
         return self.back is not None
 
-    def affine(
-        self, x: Tensor, weight: Tensor, offset: Tensor | float, low: float | None, tiles: bool
-    ) -> Tensor | None:
-        return self.ahead(x, weight, offset=offset, low=low, tiles=tiles) if self.ahead.fits(x, weight) else None
+    def affine(self, x: Tensor, weight: Tensor, offset: Tensor | float, low: float | None) -> Tensor | None:
+        return self.ahead(x, weight, offset=offset, low=low) if self.ahead.fits(x, weight) else None
 
     def share(self, x: Tensor, g: Tensor, weight: Tensor, tiles: bool) -> Tensor | None:
         if self.back is None or not (self.back.fits(g, weight) and self.back.fits(x, weight)):

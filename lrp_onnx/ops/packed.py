@@ -1,6 +1,7 @@
 """2-D convolutions on the CPU with weights packed once, in the order that the kernels read.
 
-What a packed weight gives is what the plain one gives: the same kernels run, without the copy before every call.
+What a packed weight gives is what the plain one gives: the same kernels run, without the copy before every call (but
+for `times` with `tiles`).
 """
 
 from __future__ import annotations
@@ -68,30 +69,21 @@ class PackedConvolution:
         )
 
     def __call__(
-        self,
-        x: Tensor,
-        w: Tensor,
-        *,
-        offset: Tensor | float | None = None,
-        low: float | None = None,
-        tiles: bool = False,
+        self, x: Tensor, w: Tensor, *, offset: Tensor | float | None = None, low: float | None = None
     ) -> Tensor:
         """x (N, A, H, W) and w (B, A, h, w), if flipped (A, B, h, w) -> (N, B, H, W), a new tensor, channels last.
 
-        `offset`, one or (1, B, 1, 1), is added, and what is below `low` becomes `low`, in the same pass. With `tiles`
-        `lrp_onnx.ops.winograd` computes it where it is faster.
+        `offset`, one or (1, B, 1, 1), is added, and what is below `low` becomes `low`, in the same pass.
         """
         channels = w.shape[1 if self._flipped else 0]
         bias = None
         if offset is not None:  # the kernel reads one number a channel, whatever the strides are
             bias = torch.as_tensor(offset, dtype=x.dtype).expand(1, channels, 1, 1).flatten().contiguous()
-        if tiles and self._faster_in_tiles(x, w):
-            return winograd.convolve(x, self._transformed(w), self._geometry[0], offset=bias, low=low)
         clamp = ("none", []) if low is None else ("hardtanh", [low, math.inf])
         return _pointwise().default(x, self._packed(x, w), bias, *self._geometry, *clamp, "")
 
     def times(self, x: Tensor, w: Tensor, factor: Tensor, *, tiles: bool = False) -> Tensor:
-        """The convolution of x and w ⊙ factor (N, B, H, W), in one pass; `tiles` as above."""
+        """The convolution of x and w ⊙ factor (N, B, H, W), in one pass; `tiles`: by `winograd` where it is faster."""
         if tiles and self._faster_in_tiles(x, w):
             return winograd.convolve(x, self._transformed(w), self._geometry[0], factor=factor)
         return _pointwise().binary(x, factor, self._packed(x, w), None, *self._geometry, "mul", None, None, [], None)

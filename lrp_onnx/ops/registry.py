@@ -93,9 +93,7 @@ class FusedKernels(Protocol):
 
     @property
     def shares(self) -> bool: ...
-    def affine(
-        self, x: Tensor, weight: Tensor, offset: Tensor | float, low: float | None, tiles: bool
-    ) -> Tensor | None: ...
+    def affine(self, x: Tensor, weight: Tensor, offset: Tensor | float, low: float | None) -> Tensor | None: ...
     def share(self, x: Tensor, g: Tensor, weight: Tensor, tiles: bool) -> Tensor | None: ...
 
 
@@ -126,7 +124,7 @@ class Linear:
     bounds : tuple of two Tensors or None
         Lowest and highest possible x, for the z-box rule.
     tiles : bool
-        The kernels may round a result by what is beside it (`lrp_onnx.ops.winograd`): no g is large because what its
+        `share` may round a result by what is beside it (`lrp_onnx.ops.winograd`): g is large nowhere because what its
         relevance was divided by vanishes.
     kernels : FusedKernels or None
         What does more in one pass over memory than `forward` and `transpose`.
@@ -147,7 +145,7 @@ class Linear:
 
     def affine(self, x: Tensor, weight: Any, offset: Tensor | float, low: float | None = None) -> Tensor:
         """forward(x, weight) + offset, and at least `low`: a new tensor."""
-        fused = self.kernels.affine(x, weight, offset, low, self.tiles) if self.kernels else None
+        fused = self.kernels.affine(x, weight, offset, low) if self.kernels else None
         if fused is not None:
             return fused
         z = self.forward(x, weight).add_(offset)

@@ -214,17 +214,28 @@ def test_a_try_tells_that_samples_of_transformers_are_independent(name: str, mon
     [
         "t = Transpose<perm=[1,0,2,3]>(x) s = Softmax<axis=1>(t) u = Transpose<perm=[1,0,2,3]>(s)",
         "t = Transpose<perm=[1,0,2,3]>(x) m = ReduceMean<axes=[1]>(t) d = Sub(t, m) u = Transpose<perm=[1,0,2,3]>(d)",
+        "m = ReduceMax(x) u = Div(x, m)",
         "m = ReduceMax<axes=[0]>(x) u = Div(x, m)",  # whose relevance stays apart, as the divisor gets none
         "t = Transpose<perm=[1,2,0,3]>(x) p = MatMul(t, t) u = Transpose<perm=[2,0,1,3]>(p)",
     ],
-    ids=["softmax", "mean", "divisor", "six and no other number"],
+    ids=["softmax", "mean", "brightest", "divisor", "six and no other number"],
 )
 def test_a_try_tells_that_samples_depend_on_each_other(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     header = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,2,6,6] x) => (float[N,72] y)'
     proto = onnx.parser.parse_model(f"{header} {{ {body} y = Flatten(u) }}")
     explainer = Explainer(load(proto), "gradient", at_once=2)
     given = np.abs(X[:6])
+    given[0] += 4  # what the first sample decides alone does not show in the first
     explainer.explain(given)
     seen = sizes(explainer, monkeypatch)
     explainer.explain(given)
     assert seen == [6]
+
+
+def test_a_try_tells_that_a_single_sample_comes_out_otherwise() -> None:
+    header = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,1,6,6] x) => (float[N,6,6] y)'
+    proto = onnx.parser.parse_model(
+        f"{header} {{ s = Squeeze(x) t = Softmax<axis=2>(x) u = Squeeze(t) y = Add(s, u) }}"
+    )
+    explainer = Explainer(load(proto), "gradient", at_once=1)
+    assert explainer.explain(X[:6, :1], target="predicted").output.shape == (6, 6, 6)
