@@ -74,7 +74,7 @@ def _weight(op: Linear, rule: str) -> Tensor:
     return op.weight
 
 
-@linear_rule("epsilon", needs=("inputs", "rectified"))
+@linear_rule("epsilon", needs=("inputs", "rectified"), divisor="output")
 def epsilon(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
     """x ⊙ W^T(R / s(z)); with bias="ignore" z leaves b out, which conserves exactly."""
     ignore = no_bias(op, bias)
@@ -90,7 +90,7 @@ def epsilon(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBack
     return backward
 
 
-@linear_rule("montavon-std")
+@linear_rule("montavon-std", divisor="output")
 def montavon_std(op: Linear, *, eps: float = 1e-9, factor: float = 0.25, bias: str = "absorb") -> LinearBackward:
     """epsilon with eps + factor·sqrt(mean z²) of each sample: the middle layers of Montavon et al. 2019."""
     ignore = no_bias(op, bias)
@@ -143,7 +143,7 @@ class _Signed:
         return self.op.share(above, g, self.w).add_(self.op.share(below, g, self.v))
 
 
-@linear_rule("z-plus", needs=("inputs",))
+@linear_rule("z-plus", needs=("inputs",), divisor="more")
 def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
     """g = R / s(x⁺w⁺ + x⁻w⁻ + b⁺); x⁺ ⊙ W⁺^T g + x⁻ ⊙ W⁻^T g."""
     weight = _weight(op, "z-plus")
@@ -187,7 +187,7 @@ def alpha_beta(
     return backward
 
 
-@linear_rule("gamma", needs=("inputs", "rectified"))
+@linear_rule("gamma", needs=("inputs", "rectified"), divisor="more")
 def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
     """Generalised gamma rule.
 

@@ -47,6 +47,7 @@ class Shares:
 
 Backward = Callable[[Call], Shares]
 Zeros = Literal["kept", "moved", "lost"]
+Divisor = Literal["output", "more", "other"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Rule:
         for the output; or not. Behind a ReLU this tells the rule below that relevance arrives only where z > 0.
     parameters : dict of str to object
         Names that the rule takes, and their defaults.
+    divisor : "output", "more" or "other"
+        What the relevance is divided by, unless biases are ignored: the output; no less than it where it is positive;
+        or anything else, which may vanish where the output does not. Rounding in tiles (`Linear.tiles`) is for the
+        first two.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Rule:
     needs: frozenset[str]
     zeros: Zeros
     parameters: Mapping[str, Any]
+    divisor: Divisor = "other"
 
     def check(self, given: Mapping[str, Any]) -> None:
         """Raise RuleError where one of `given` is no parameter of the rule, or has a value that it cannot have."""
@@ -97,6 +103,7 @@ def rule(
     needs: Sequence[str] = ("inputs", "outputs"),
     zeros: Zeros = "lost",
     families: Sequence[Family] = (),
+    divisor: Divisor = "other",
 ) -> Callable[[Callable[..., Backward]], Callable[..., Backward]]:
     """Register a rule: the decorated function takes a `Site` and keyword parameters and gives a `Backward`.
 
@@ -113,7 +120,7 @@ def rule(
                 )
             return build(site, **parameters)
 
-        RULES[name] = Rule(name, build_for_family, frozenset(needs), zeros, _parameters(build))
+        RULES[name] = Rule(name, build_for_family, frozenset(needs), zeros, _parameters(build), divisor)
         return build
 
     return register
@@ -123,7 +130,11 @@ LinearBackward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]
 
 
 def linear_rule(
-    name: str, *, needs: Sequence[str] = ("inputs", "outputs"), zeros: Zeros = "kept"
+    name: str,
+    *,
+    needs: Sequence[str] = ("inputs", "outputs"),
+    zeros: Zeros = "kept",
+    divisor: Divisor = "other",
 ) -> Callable[[Callable[..., LinearBackward]], Callable[..., LinearBackward]]:
     """Register a rule for linear ops.
 
@@ -139,7 +150,7 @@ def linear_rule(
                 )
             return on_linear(site, build(site.linear, **parameters))
 
-        RULES[name] = Rule(name, build_for_site, frozenset(needs), zeros, _parameters(build))
+        RULES[name] = Rule(name, build_for_site, frozenset(needs), zeros, _parameters(build), divisor)
         return build
 
     return register

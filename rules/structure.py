@@ -49,7 +49,7 @@ def pass_on(site: Site) -> Backward:
     return lambda call: Shares([_summed_back(site, _arrived(call), call.shapes[position])])
 
 
-@rule("norm", needs=("inputs", "rectified"), zeros="kept", families=("mean", "sum"))
+@rule("norm", needs=("inputs", "rectified"), zeros="kept", families=("mean", "sum"), divisor="output")
 def norm(site: Site, *, eps: float = EPS, bias: str = "absorb") -> Backward:
     """epsilon on an op without weights: each input takes its signed part x_i / s(z) of the relevance.
 

@@ -142,13 +142,10 @@ class Explainer:
         """
         inputs = self._inputs(x)
         recorded = self._recorded(layers)
-        samples = None
-        if record is None:
+        samples = most = 1 if record is not None else self._independence.samples(inputs, target, labels)
+        if samples > 1:
             most = self.at_once or most_at_once(self.plan, self.shapes, inputs, self.dtype, self.device)
-            samples = self._independence.samples(
-                inputs, target, labels, recorded=recorded, most=most, explain=self._tried
-            )
-        if samples is None:
+        if samples <= most or not self._independence.holds(inputs, recorded, self._tried):
             only, index = self._explain(inputs, target, labels, seed, recorded, record)
             return replace(only, target=fetched([index]))
         parts = []

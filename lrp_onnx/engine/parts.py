@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,42 +37,35 @@ class Independence:
         self._rows_apart = self._batch is not None and _rows_apart(plan, self._batch)
         self._tried: bool | None = None
 
-    def samples(
-        self,
-        inputs: Mapping[str, Tensor],
-        target: Any,
-        labels: Any,
-        *,
-        recorded: Collection[str],
-        most: int,
-        explain: Explain,
-    ) -> int | None:
-        """How many samples a batch has, if each can be explained without the others; else None.
-
-        The target has to be one for each sample or the same for all. That samples are independent is known where the
-        batch leads the shape of every tensor on the relevance path. Where it does not, as in transformers, whose
-        attention has it between others, a try with `explain` tells, once there is a batch of more than `most` samples,
-        all of whose `recorded` tensors it leads.
-        """
+    def samples(self, inputs: Mapping[str, Tensor], target: Any, labels: Any) -> int:
+        """How many samples a batch has that may go in parts, their target one for each or the same for all; else 1."""
         counts = {len(tensor) if tensor.ndim else 0 for tensor in inputs.values()}
         if self._batch is None or len(counts) != 1 or min(counts) < 2:
-            return None
+            return 1
         (n,) = counts
-        if not _per_sample(target, n) or not (labels is None or _per_sample(labels, n)):
-            return None
+        return n if _per_sample(target, n) and (labels is None or _per_sample(labels, n)) else 1
+
+    def holds(self, inputs: Mapping[str, Tensor], recorded: Collection[str], explain: Explain) -> bool:
+        """Whether each sample of a batch that may go in parts can be explained without the others.
+
+        That is known where the batch leads the shape of every tensor on the relevance path. Where it does not, as in
+        transformers, whose attention has it between others, a try with `explain` tells, for batches that lead all
+        `recorded` tensors.
+        """
         if self._rows_apart:
-            return n
-        if n <= most or not self._led_by_batch(recorded, inputs, n):
-            return None
+            return True
+        if not self._led_by_batch(recorded, inputs):
+            return False
         if self._tried is None:
             try:
                 self._tried = _apart_in_a_try(inputs, explain)
             except LrpOnnxError:  # it may not run with two samples, whatever its shapes say
                 self._tried = False
-        return n if self._tried else None
+        return self._tried
 
-    def _led_by_batch(self, names: Iterable[str], inputs: Mapping[str, Tensor], n: int) -> bool:
-        """Whether the tensors have n rows, and another number where the batch has another."""
+    def _led_by_batch(self, names: Collection[str], inputs: Mapping[str, Tensor]) -> bool:
+        """Whether the tensors have as many rows as the batch, and another number where that has another."""
+        n = len(next(iter(inputs.values())))
         for size in (n, n + 1):
             found = self._shapes({name: (size, *tensor.shape[1:]) for name, tensor in inputs.items()})
             if any(found.get(name, ())[:1] != (size,) for name in names):

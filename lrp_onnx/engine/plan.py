@@ -147,9 +147,6 @@ def _kind(elem_type: int) -> str:
     return str(onnx.TensorProto.DataType.Name(elem_type)).lower()
 
 
-_BY_OUTPUT = {"epsilon", "montavon-std", "norm"}  # rules that divide by their output
-_BY_MORE = {"z-plus", "gamma"}  # by no less than it where it is positive
-
 # a gate behind these is a gate
 _AS_IT_IS = (*ROUNDING, "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Cast")
 
@@ -182,7 +179,7 @@ class _Builder:
 
     def build(self, output: str) -> Plan:
         biases = self._biases_behind()
-        support = self._positive_support(output, self._vanishing(output))
+        support = self._positive_support(output)
         bounded = self._bounded(output, support)
         steps = []
         for i, site in enumerate(self.sites):
@@ -202,9 +199,7 @@ class _Builder:
                     # what reads z stands behind it, and was walked before; a weighted sum shares memory with nothing
                     owned=site.linear.weight is not None and output not in outputs and not self.composite.times_input,
                     bounds=self._bounds(site, parameters) if name == "z-box" else None,
-                    tiles=site.linear.convolution
-                    and bounded.issuperset(site.node.outputs)
-                    and self._divides(i, support),
+                    tiles=site.linear.convolution and self._stays_bounded(i, support, bounded),
                 )
                 site = replace(site, linear=linear)
             steps.append(replace(self._step(site, name, parameters, outputs), why=why))
@@ -285,15 +280,21 @@ class _Builder:
                 self.chosen[users[0]] = ("pass", {}, f"the bias of {site.node}")
         return result
 
-    def _vanishing(self, output: str) -> set[str]:
-        """Tensors whose relevance is zero where the tensor is zero."""
-        vanishes: set[str] = set()
-        for site in reversed(self.sites):
-            result = site.node.outputs[0]
+    def _positive_support(self, output: str) -> dict[int, Node]:
+        """Steps whose output relevance is zero wherever the output is not positive, and the ReLU that they feed."""
+        vanishes: set[str] = set()  # tensors whose relevance is zero where the tensor is zero
+        support = {}
+        for i, site in reversed(list(enumerate(self.sites))):
+            (result, *_), node = site.node.outputs, site.node
             users = self.users.get(result, [])
             if result != output and users and all(self._zero_stays(u, vanishes) for u in users):
                 vanishes.add(result)
-        return vanishes
+            if len(users) == 1 and result != output:
+                user = self.sites[users[0]].node
+                passes = self.chosen[users[0]][0] == "pass"
+                if passes and rectifies(self.graph, user) and user.outputs[0] in vanishes and node.op_type != "Split":
+                    support[i] = user
+        return support
 
     def _bounded(self, output: str, support: Mapping[int, Node]) -> set[str]:
         """Tensors whose relevance is the tensor times something that is large nowhere because the tensor is small.
@@ -312,32 +313,16 @@ class _Builder:
                     bounded.add(tensor)
         return bounded
 
-    def _stays_bounded(self, user: int, support: Mapping[int, Node], bounded: set[str]) -> bool:
-        site, (name, *_) = self.sites[user], self.chosen[user]
+    def _stays_bounded(self, i: int, support: Mapping[int, Node], bounded: set[str]) -> bool:
+        """Whether what step i makes of the relevance of its outputs is bounded as that is."""
+        site, (name, parameters, _) = self.sites[i], self.chosen[i]
         if not bounded.issuperset(o for o in site.node.outputs if o):
             return False
-        if rules.find(name).zeros == "moved":
+        rule = rules.find(name)
+        if rule.zeros == "moved":
             return zero_at_zero(self.graph, site.node)
-        return self._divides(user, support)
-
-    def _divides(self, i: int, support: Mapping[int, Node]) -> bool:
-        """Whether what step i divides its relevance by is its output, or no smaller."""
-        name, parameters, _ = self.chosen[i]
-        fits = name in _BY_OUTPUT or (name in _BY_MORE and i in support)
+        fits = rule.divisor == "output" or (rule.divisor == "more" and i in support)
         return fits and parameters.get("bias") != "ignore"
-
-    def _positive_support(self, output: str, vanishes: set[str]) -> dict[int, Node]:
-        """Steps whose output relevance is zero wherever the output is not positive, and the ReLU that they feed."""
-        support = {}
-        for i, site in enumerate(self.sites):
-            (result, *_), node = site.node.outputs, site.node
-            users = self.users.get(result, [])
-            if len(users) == 1 and result != output:
-                user = self.sites[users[0]].node
-                passes = self.chosen[users[0]][0] == "pass"
-                if passes and rectifies(self.graph, user) and user.outputs[0] in vanishes and node.op_type != "Split":
-                    support[i] = user
-        return support
 
     def _zero_stays(self, user: int, vanishes: set[str]) -> bool:
         site, rule = self.sites[user], rules.find(self.chosen[user][0])

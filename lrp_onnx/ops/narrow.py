@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from lrp_onnx.ops.made import MadeOnce
 from lrp_onnx.ops.registry import Linear
 
 
@@ -32,7 +32,10 @@ def narrowed(op: Linear) -> Linear:
     """
     if op.weight is None or (op.convolution and op.kernels is None):
         return op
-    rounded = _Rounded()
+    made = MadeOnce()
+
+    def rounded(w: Tensor) -> Tensor:
+        return made(w, w.bfloat16)
 
     def forward(x: Tensor, w: Any) -> Tensor:
         return op.forward(x.bfloat16(), rounded(w)).float()
@@ -41,16 +44,3 @@ def narrowed(op: Linear) -> Linear:
         return op.transpose(s.bfloat16(), rounded(w), shape).float()
 
     return replace(op, forward=forward, transpose=transpose, kernels=None)
-
-
-class _Rounded:
-    """Weights in bfloat16, each made once."""
-
-    def __init__(self) -> None:
-        self._made = WeakTensorKeyDictionary()  # weight -> (its version, the rounded one)
-
-    def __call__(self, w: Tensor) -> Tensor:
-        found = self._made.get(w)
-        if found is None or found[0] != w._version:
-            found = self._made[w] = w._version, w.bfloat16()
-        return found[1]

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lrp_onnx.ops import winograd
+from lrp_onnx.ops.made import MadeOnce
 
 _LAST = torch.channels_last
 
@@ -50,8 +50,7 @@ class PackedConvolution:
         self._geometry = list(pads), list(strides), list(dilations), 1
         self._flipped = flipped
         self._plain = max(*strides, *dilations) == 1
-        self._packs = WeakTensorKeyDictionary()  # weight -> (size of x, version of the weight, packed weight)
-        self._matrices = WeakTensorKeyDictionary()  # weight -> (version of the weight, its matrices for `winograd`)
+        self._packs, self._matrices = MadeOnce(), MadeOnce()  # packed weights, and those of `winograd`
 
     @staticmethod
     def fits(x: Tensor, w: Tensor) -> bool:
@@ -84,29 +83,19 @@ class PackedConvolution:
 
     def times(self, x: Tensor, w: Tensor, factor: Tensor, *, tiles: bool = False) -> Tensor:
         """The convolution of x and w ⊙ factor (N, B, H, W), in one pass; `tiles`: by `winograd` where it is faster."""
-        if tiles and self._faster_in_tiles(x, w):
-            return winograd.convolve(x, self._transformed(w), self._geometry[0], factor=factor)
+        if tiles and self._plain and winograd.pays(x, w, self._geometry[0]):
+            matrices = self._matrices(w, lambda: winograd.transformed(self._kernel(w)))
+            return winograd.convolve(x, matrices, self._geometry[0], factor)
         return _pointwise().binary(x, factor, self._packed(x, w), None, *self._geometry, "mul", None, None, [], None)
-
-    def _faster_in_tiles(self, x: Tensor, w: Tensor) -> bool:
-        return self._plain and winograd.pays(x, w, self._geometry[0])
 
     def _kernel(self, w: Tensor) -> Tensor:
         return w.flip(2, 3).transpose(0, 1) if self._flipped else w
 
-    def _transformed(self, w: Tensor) -> Tensor:
-        found = self._matrices.get(w)
-        if found is None or found[0] != w._version:
-            found = self._matrices[w] = w._version, winograd.transformed(self._kernel(w))
-        return found[1]
-
     def _packed(self, x: Tensor, w: Tensor) -> Tensor:
-        # the kernel, and with it the order of the weights, is chosen by the size of the picture, not of the batch
-        key = (*x.shape[2:], w._version)
-        found = self._packs.get(w)
-        if found is None or found[0] != key:
+        def make() -> Tensor:
             plain = self._kernel(w).contiguous(memory_format=_LAST).to_mkldnn()
             pack = torch._C._nn.mkldnn_reorder_conv2d_weight
-            packed = pack(plain, *self._geometry, list(x.shape))  # type: ignore[call-arg]  # torch's stub lacks a size
-            found = self._packs[w] = key, packed
-        return found[1]
+            return pack(plain, *self._geometry, list(x.shape))  # type: ignore[call-arg]  # torch's stub lacks a size
+
+        # the kernel, and with it the order of the weights, is chosen by the size of the picture, not of the batch
+        return self._packs(w, make, x.shape[2:])

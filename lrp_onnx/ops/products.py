@@ -27,23 +27,23 @@ def product(s: Tensor, w: Tensor) -> Tensor:
 
 def _of_rows(s: Tensor, w: Tensor) -> Tensor:
     if not (s[0].any() and s[-1].any()):  # as a rule they tell
-        (on,) = _active(s, dim=1)
+        on = _active(s, dim=1)
         if 2 * len(on) < len(s):
             result = s.new_zeros(len(s), w.shape[1])
             if len(on):
                 result[on] = product(s[on], w)
             return result
     if 2 * int(s[0].count_nonzero()) <= len(w):
-        (on,) = _active(s, dim=0)
+        on = _active(s, dim=0)
         first, last = (int(on[0]), int(on[-1]) + 1) if len(on) else (0, 0)
         if 2 * (last - first) < len(w):
             s, w = s[:, first:last], w[first:last]
     return s @ w
 
 
-def _active(s: Tensor, dim: int) -> tuple[Tensor, ...]:
+def _active(s: Tensor, dim: int) -> Tensor:
     """Indices of the rows (dim=1) or columns (dim=0) that are not zero."""
-    return ((s.amax(dim) != 0) | (s.amin(dim) != 0)).nonzero(as_tuple=True)  # `any` takes ten times as long
+    return ((s.amax(dim) != 0) | (s.amin(dim) != 0)).nonzero().flatten()  # `any` takes ten times as long
 
 
 def _of_row(s: Tensor, w: Tensor) -> Tensor:

@@ -83,12 +83,7 @@ class _Workspace(threading.local):
 _workspace = _Workspace()
 
 
-def convolve(
-    x: Tensor,
-    matrices: Tensor,
-    pads: Sequence[int],
-    factor: Tensor,
-) -> Tensor:
+def convolve(x: Tensor, matrices: Tensor, pads: Sequence[int], factor: Tensor) -> Tensor:
     """Convolution of x (N, A, H, W) and what `transformed` gave for its weight, times `factor` (N, B, H', W').
 
     Channels last, as x and `factor` are.

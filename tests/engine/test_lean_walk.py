@@ -125,10 +125,8 @@ def test_an_explainer_opens_its_session_before_the_first_explanation(residual: G
     [
         (composite("epsilon"), "c1 c2 c3"),
         (composite("epsilon", bias="ignore"), ""),
-        (
-            composite("epsilon-plus"),
-            "c3",
-        ),  # the sum behind c2 may be negative where z⁺ is zero, and what is below gets that
+        # the sum behind c2 may be negative where z⁺ is zero, and c1 gets what comes of that
+        (composite("epsilon-plus"), "c3"),
         (Composite("spread", (Entry("flat", op=("Conv",)), Entry("epsilon", op=("linear",)))), ""),
     ],
     ids=lambda value: value.name if isinstance(value, Composite) else "",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from linear_views import linear
 from torch import Tensor
 
 from lrp_onnx.ops import products
@@ -26,11 +27,18 @@ def check(s: Tensor, w: Tensor, read: Tensor | None = None) -> None:
 
 @pytest.mark.parametrize("active", [0, 1, 3, 200, 512])
 @pytest.mark.parametrize("width", [1024, 1023])
-def test_units_that_are_off(active: int, width: int) -> None:
+def test_rows_of_units_that_are_off_are_not_read(active: int, width: int) -> None:
     torch.manual_seed(0)
-    s = torch.zeros(1, K)
-    s[0, torch.randperm(K)[:active]] = torch.randn(active)
-    check(s, torch.randn(K, width), s[0] != 0 if 0 < 2 * active <= K else None)
+    s = torch.zeros(1, 512)
+    s[0, torch.randperm(512)[:active]] = torch.randn(active)
+    weight = torch.randn(512, width)  # out, in
+    assert weight.numel() >= products._LARGE
+    op = linear("Gemm", weight, transB=1)
+    wanted = (s.double() @ weight.double()).float()
+    torch.testing.assert_close(op.transpose(s, op.weight, (1, width)), wanted, rtol=1e-4, atol=1e-4)
+    if 0 < 2 * active <= 512:
+        weight[s[0] == 0] = torch.nan  # which would show if they were read, even times zero
+        torch.testing.assert_close(op.transpose(s, op.weight, (1, width)), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(K,), (1, K), (7, K), (2, 5, K), (3, 1, K)])

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from linear_views import linear
 from torch import Tensor
 
-from lrp_onnx.graph import Node
-from lrp_onnx.ops import Linear, find
 from lrp_onnx.ops import packed as packed_module
 from lrp_onnx.ops.packed import PackedConvolution
 
@@ -21,16 +20,6 @@ CASES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((4, 6, 3, 3), {"pads": [2, 1, 2, 1], "dilations": [2, 1]}),
     ((6, 3, 3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
 ]
-
-
-def linear(op_type: str, weight: Tensor, **attributes: Any) -> Linear:
-    node = Node("n", op_type, ("x", "w"), ("z",), attributes)
-    op = find(node)
-    assert op is not None
-    assert op.linear is not None
-    made = op.linear(node, {1: weight}, (0,))
-    assert made is not None
-    return made
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from linear_views import linear
 from torch import Tensor
 
-from lrp_onnx.graph import Node
-from lrp_onnx.ops import Linear, find, winograd
+from lrp_onnx.ops import Linear, winograd
 from lrp_onnx.ops import packed as packed_module
 from lrp_onnx.ops.packed import PackedConvolution
 from lrp_onnx.rules.linear import epsilon, gamma, z_plus
@@ -72,14 +74,9 @@ def test_where_it_pays(x: tuple[int, ...], w: tuple[int, ...], pads: tuple[int, 
     assert not winograd.pays(of(*x).double(), of(*w).double(), pads)
 
 
-def convolution(weight: Tensor, **fields: bool) -> Linear:
-    node = Node("n", "Conv", ("x", "w"), ("z",), {"pads": [1, 1, 1, 1]})
-    op = find(node)
-    assert op is not None
-    assert op.linear is not None
-    made = op.linear(node, {1: weight}, (0,))
-    assert made is not None
-    return Linear(**{**vars(made), **fields})
+def convolution(weight: Tensor) -> Linear:
+    known = {"nonnegative": True, "rectified": True, "positive_support": True, "tiles": True}
+    return replace(linear("Conv", weight, pads=[1, 1, 1, 1]), **known)
 
 
 @needs_kernels
@@ -117,10 +114,9 @@ def test_dim_places_beside_bright_ones(rule: str) -> None:
     z = F.conv2d(x.double(), w.double(), padding=1).relu()
     r = (z * torch.rand(z.shape)).contiguous(memory_format=LAST)
     make = {"epsilon": epsilon, "z-plus": z_plus, "gamma": gamma}[rule]
-    known = {"nonnegative": True, "rectified": True, "positive_support": True, "tiles": True}
     # the op in float64 goes through the direct kernels
-    exact, _ = make(convolution(w.double(), **known))(x.double(), z.clone(), r.clone())
-    found, _ = make(convolution(w, **known))(x, z.float(), r.float())
+    exact, _ = make(convolution(w.double()))(x.double(), z.clone(), r.clone())
+    found, _ = make(convolution(w))(x, z.float(), r.float())
     assert bool(found.isfinite().all())
     assert off(found.sum(), exact.sum()) < 1e-5
     assert float((found - exact).norm() / exact.norm()) < 1e-5

@@ -1,0 +1,28 @@
+"""What is made of a weight once: rounded, packed or transformed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+class MadeOnce:
+    """Tensors made of weights, each kept as long as its weight is there and not written to; the latest key's alone."""
+
+    def __init__(self) -> None:
+        self._made = WeakTensorKeyDictionary()  # weight -> ((version of the weight, key), what was made)
+
+    def __len__(self) -> int:
+        """For how many weights something is kept."""
+        return len(self._made)
+
+    def __call__(self, w: Tensor, make: Callable[[], Tensor], key: Hashable = None) -> Tensor:
+        """What `make` gave for this weight and key, or gives now."""
+        wanted = w._version, key
+        found = self._made.get(w)
+        if found is None or found[0] != wanted:
+            found = self._made[w] = wanted, make()
+        made: Tensor = found[1]
+        return made
