@@ -174,6 +174,19 @@ def test_the_size_of_parts_follows_the_activations_read(residual: Graph) -> None
     assert [(r.start, r.stop) for r in ranges(4, 4)] == [(0, 4)]
 
 
+def test_up_to_8_samples_go_together_while_they_have_room() -> None:
+    graph = model("c = Conv(x, w1) y = GlobalAveragePool(c)", x="float[N,2,H,W] x", y="float[N,4,1,1] y")
+    explainer = Explainer(graph, "epsilon")
+
+    def most(mebibytes: int) -> int:
+        """For samples of so many MiB of activations: x has half as many numbers as c."""
+        side = round((mebibytes * 2**20 / 4 / 6) ** 0.5)
+        x = torch.empty(1, 2, side, side, device="meta")
+        return most_at_once(explainer.plan, explainer.shapes, {"x": x}, torch.float32, torch.device("cpu"))
+
+    assert [most(mebibytes) for mebibytes in (30, 100, 250, 500, 3000)] == [17, 8, 8, 4, 1]
+
+
 def test_results_are_no_views_of_each_other_or_of_the_input(residual: Graph) -> None:
     """Relevance is written in place where the walk owns it: what was given or given out must not be among that."""
     explainer, x = Explainer(residual, "epsilon", at_once=2), torch.from_numpy(X.copy())
