@@ -51,7 +51,7 @@ WHY = """\
 - The same kernels add the bias and the stabiliser, and multiply by x, before a result leaves the cache: bit for bit
   what separate passes give. A denominator is computed in the memory of the activation that nobody reads any more.
 - Of a large dense layer and a single sample, rows of the weights are read only where relevance arrives, if that is
-  in half of the units or fewer: one row behind a one-hot seed.
+  in 70 % of the units or fewer: one row behind a one-hot seed.
 - No activation is kept for its shape alone: what the declared sizes leave open, such as a Reshape to -1, onnx infers
   for the sizes of the run. That was half of what ViT read.
 - Attention and normalisations do not compute their forward pass again for their transpose, what is only reordered keeps

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lrp_onnx.errors import UnsupportedOpError
 from lrp_onnx.graph import Node
+from lrp_onnx.ops.made import MadeOnce
 from lrp_onnx.ops.packed import PackedConvolution
 from lrp_onnx.ops.products import product
 from lrp_onnx.ops.registry import Linear, op, pullback, resolve_pads, torch_pads, unbroadcast
@@ -40,12 +41,13 @@ def _conv_builder(node: Node, constants: Mapping[int, Tensor], active: Sequence[
     weight, bias = constants[1], constants.get(2)
     attributes = node.attributes
     ahead, back = _packed(weight, **attributes)
+    phases = MadeOnce()
 
     def forward(x: Tensor, w: Tensor) -> Tensor:
         return ahead(x, w) if ahead and ahead.fits(x, w) else conv(x, w, **attributes)
 
     def transpose(s: Tensor, w: Tensor, shape: Sequence[int]) -> Tensor:
-        return back(s, w) if back and back.fits(s, w) else conv_adjoint(s, w, shape, **attributes)
+        return back(s, w) if back and back.fits(s, w) else conv_adjoint(s, w, shape, phases, **attributes)
 
     column = None if bias is None else _column(bias, weight.ndim)
     kernels = _FusedConvolution(ahead, back) if ahead else None
@@ -121,6 +123,7 @@ def conv_adjoint(
     s: Tensor,
     w: Tensor,
     shape: Sequence[int],
+    phases: MadeOnce | None = None,
     *,
     auto_pad: str = "NOTSET",
     dilations: Sequence[int] | None = None,
@@ -129,11 +132,14 @@ def conv_adjoint(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Tensor:
-    """Adjoint of `conv` in its input: s (N, C_out, …) -> (N, C_in, …) of the given shape."""
+    """Adjoint of `conv` in its input: s (N, C_out, …) -> (N, C_in, …) of the given shape.
+
+    `phases` keeps what is made of w from one call to the next.
+    """
     n, strides, dilations = _spatial(w, strides, dilations)
     before, after = resolve_pads(shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
     if n == 2 and max(strides) > 1 and max(dilations) == group == 1 and w.shape[1] <= _FEW:
-        return _adjoint_by_phases(s, w, shape[2:], strides, before)
+        return _adjoint_by_phases(s, w, shape[2:], strides, before, MadeOnce() if phases is None else phases)
     if before == after:
         return _conv_input(s, w, shape, strides, before, dilations, group)
     padded = [*shape[:2], *(i + a + b for i, a, b in zip(shape[2:], before, after, strict=True))]
@@ -164,27 +170,34 @@ _FEW = 4  # input channels up to which the kernels for the adjoint of a strided 
 
 
 def _adjoint_by_phases(
-    s: Tensor, w: Tensor, sizes: Sequence[int], strides: Sequence[int], before: Sequence[int]
+    s: Tensor, w: Tensor, sizes: Sequence[int], strides: Sequence[int], before: Sequence[int], made: MadeOnce
 ) -> Tensor:
     """Adjoint of a strided convolution as stride-1 convolutions, one for each phase of the input within a stride.
 
     Input element i = stride·q + phase meets output o through tap i + before − stride·o, that is stride·d + phase with
     d = q − o + m, once `before` is rounded up to stride·m by zeros in front of the kernel.
     """
-    (c_out, c_in, *kernel), (down, across) = w.shape, strides
+    (_, c_in, *kernel), (down, across) = w.shape, strides
     m = [-(-b // t) for b, t in zip(before, strides, strict=True)]
     front = [k * t - b for k, b, t in zip(m, before, strides, strict=True)]
     taps = [-(-(k + f) // t) for k, f, t in zip(kernel, front, strides, strict=True)]
-    back = [n * t - k - f for n, t, k, f in zip(taps, strides, kernel, front, strict=True)]
-    phases = F.pad(w, torch_pads(front, back)).reshape(c_out, c_in, taps[0], down, taps[1], across)
-    phases = phases.flip(2, 4).permute(1, 3, 5, 0, 2, 4)  # (C_in, phase, phase, C_out, taps, taps)
-    phases = phases.reshape(-1, c_out, *taps).contiguous(memory_format=torch.channels_last)
+    phases = made(w, lambda: _phases(w, strides, front, taps), tuple(before))
     counts = [-(-i // t) for i, t in zip(sizes, strides, strict=True)]
     left = [n - 1 - k for n, k in zip(taps, m, strict=True)]
     right = [q + k - o for q, k, o in zip(counts, m, s.shape[2:], strict=True)]
-    z = F.conv2d(F.pad(s, torch_pads(left, right)), phases)
-    z = z.unflatten(1, (c_in, down, across)).permute(0, 1, 4, 2, 5, 3)  # (N, C_in, rows, phase, columns, phase)
-    return z.reshape(len(s), c_in, counts[0] * down, counts[1] * across)[..., : sizes[0], : sizes[1]]
+    z = F.conv2d(F.pad(s, torch_pads(left, right)), phases).permute(0, 2, 3, 1)
+    z = z.unflatten(3, (down, across, c_in)).transpose(2, 3)  # (N, rows, phase, columns, phase, C_in)
+    z = z.reshape(len(s), counts[0] * down, counts[1] * across, c_in)
+    return z[:, : sizes[0], : sizes[1]].permute(0, 3, 1, 2)
+
+
+def _phases(w: Tensor, strides: Sequence[int], front: Sequence[int], taps: Sequence[int]) -> Tensor:
+    """Every stride-th tap of the kernel, turned around: (phase, phase and C_in, C_out, taps, taps), channels last."""
+    (c_out, c_in, *kernel), (down, across) = w.shape, strides
+    back = [n * t - k - f for n, t, k, f in zip(taps, strides, kernel, front, strict=True)]
+    phases = F.pad(w, torch_pads(front, back)).reshape(c_out, c_in, taps[0], down, taps[1], across)
+    phases = phases.flip(2, 4).permute(3, 5, 1, 0, 2, 4)  # (phase, phase, C_in, C_out, taps, taps)
+    return phases.reshape(-1, c_out, *taps).contiguous(memory_format=torch.channels_last)
 
 
 # ---- ConvTranspose

@@ -9,7 +9,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class MadeOnce:
-    """Tensors made of weights, each kept as long as its weight is there and not written to; the latest key's alone."""
+    """Tensors made of weights, each kept as long as its weight is there and not written to; the latest key's alone.
+
+    Of a weight that was made in inference mode nothing is kept.
+    """
 
     def __init__(self) -> None:
         self._made = WeakTensorKeyDictionary()  # weight -> ((version of the weight, key), what was made)
@@ -20,6 +23,8 @@ class MadeOnce:
 
     def __call__(self, w: Tensor, make: Callable[[], Tensor], key: Hashable = None) -> Tensor:
         """What `make` gave for this weight and key, or gives now."""
+        if w.is_inference():  # it has no version to tell by whether it was written to
+            return make()
         wanted = w._version, key
         found = self._made.get(w)
         if found is None or found[0] != wanted:

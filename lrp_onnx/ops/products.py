@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _LARGE = 1 << 18  # elements of a weight matrix above which it pays
+_MOST = 0.7  # share of its rows up to which it pays to read these alone; a matrix product reads faster
+_BAGS = 8  # sums of some rows each, side by side; one alone would be the work of one thread
 
 
 def product(s: Tensor, w: Tensor) -> Tensor:
-    """s @ w, s (…, K), w (K, M), without the rows and columns of s that are zero, where these are most of them.
+    """s @ w, s (…, K), w (K, M), without the rows and columns of s that are zero, where these are many.
 
     Of a single row the rows of w are left out that zeros are for: behind a ReLU many units are off. Of many rows, those
     that are zero: below a head that reads one token, the last block's relevance is at that token alone. And the columns
@@ -48,10 +50,7 @@ def _active(s: Tensor, dim: int) -> Tensor:
 
 def _of_row(s: Tensor, w: Tensor) -> Tensor:
     (on,) = s[0].nonzero(as_tuple=True)
-    if not len(on) or 2 * len(on) > len(w):  # a matrix product reads twice as fast
+    if not len(on) or len(on) > _MOST * len(w):
         return s @ w
-    parts = next(p for p in (4, 2, 1) if w.shape[1] % p == 0)  # of each row, so that threads have some each
-    rows = on * parts + torch.arange(parts)[:, None]
-    pieces = w.view(len(w) * parts, -1)
-    values = s[0, on].expand(parts, -1).contiguous()
-    return F.embedding_bag(rows, pieces, mode="sum", per_sample_weights=values).view(1, -1)
+    begins = torch.arange(_BAGS) * len(on) // _BAGS
+    return F.embedding_bag(on, w, begins, mode="sum", per_sample_weights=s[0, on]).sum(0, keepdim=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lrp_onnx.ops.linear import conv, conv_adjoint
+from lrp_onnx.ops.made import MadeOnce
 from lrp_onnx.ops.registry import pullback
 
 CASES = [
@@ -31,3 +32,19 @@ def test_phases_give_the_gradient(
     s = torch.randn_like(z)
     (wanted,) = pullback(lambda x: conv(x, w, strides=strides, pads=pads), x)(s)
     torch.testing.assert_close(conv_adjoint(s, w, x.shape, strides=strides, pads=pads), wanted, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_kernels_of_phases_are_those_of_the_weight_as_it_is(inference: bool) -> None:
+    s, made, wanted = torch.randn(1, 5, 8, 8), MadeOnce(), []
+    with torch.inference_mode(inference):
+        w = torch.randn(5, 3, 2, 2)
+        for _ in range(2):
+            for _ in range(2):
+                wanted.append(conv_adjoint(s, w, (1, 3, 16, 16), strides=[2, 2]))
+                torch.testing.assert_close(
+                    conv_adjoint(s, w, (1, 3, 16, 16), made, strides=[2, 2]), wanted[-1], rtol=0, atol=0
+                )
+            w.mul_(-2)
+    assert len(made) == (0 if inference else 1)
+    torch.testing.assert_close(wanted[2], -2 * wanted[1])
