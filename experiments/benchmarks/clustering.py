@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from scipy.cluster import hierarchy
 from sklearn.metrics import adjusted_rand_score
 
 from experiments.benchmarks.__main__ import machine, row
+from experiments.resident import resident
 from lrp_onnx.hudd import Distances, cluster, compute_distances, join_representatives, pairwise
 from lrp_onnx.hudd.blocks import MEMORY, HeatmapRows
 from lrp_onnx.hudd.distances import heatmaps_of
@@ -121,11 +121,10 @@ def whole(store: Path, distances: Path, micro: int = 0) -> dict[str, Any]:
             if micro:
                 found = join_representatives(found, between, heatmaps_of(heatmaps, found.layer))
             times.append(time.perf_counter())
-    used = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "seconds": np.diff(times).tolist(),
-        "cpu": used.ru_utime + used.ru_stime,
-        "peak": used.ru_maxrss / 2**20,
+        "cpu": time.process_time(),
+        "peak": resident("VmHWM") / 2**30,
         "k": found.k,
         "layer": found.layer,
         "labels": found.labels.tolist(),
@@ -145,9 +144,7 @@ def link(method: str, count: int) -> dict[str, float]:
     start = time.perf_counter()
     linkage(condensed, "ward")
     seconds = time.perf_counter() - start
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-    return {"seconds": seconds, "peak": peak / 2**20}
+    return {"seconds": seconds, "peak": resident("VmHWM") / 2**30}
 
 
 STEPS: dict[str, Callable[..., dict[str, Any]]] = {"compare": compare, "whole": whole, "link": link}

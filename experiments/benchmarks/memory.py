@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from experiments.benchmarks.contenders import contender, quiet
+from experiments.resident import resident
 
 
 def growth(name: str, network: str, path: Path, batch: int, threads: int) -> float | None:
@@ -23,22 +24,17 @@ def growth(name: str, network: str, path: Path, batch: int, threads: int) -> flo
     return float(result.stdout.split()[-1]) if result.returncode == 0 else None
 
 
-def _resident(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
 def main() -> None:
     name, network, path, batch, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     x = torch.randn(int(batch), 3, 224, 224)
     with quiet():
         run = contender(name, network, Path(path), x)
-        before = _resident("VmRSS:")
+        before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
         run()
         run()
-    print(_resident("VmHWM:") - before)
+    print((resident("VmHWM") - before) / 2**20)
 
 
 if __name__ == "__main__":

@@ -138,12 +138,12 @@ def stages(graph: Graph, clip: Path, folder: Path, count: int = 150) -> list[lis
 def peak_memory(model: Path, clip: Path, folder: Path, seconds: float) -> float:
     """MiB of a process that watches so much of a clip."""
     program = (
-        "import sys; from pathlib import Path; from lrp_onnx.debug.video import analyse_video; "
+        "import sys; from experiments.resident import resident; from lrp_onnx.debug.video import analyse_video; "
         "analyse_video(sys.argv[1], sys.argv[2], sys.argv[3], end=float(sys.argv[4]), overwrite=True); "
-        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"  # getrusage counts the parent too
+        "print(resident('VmHWM'))"
     )
     arguments = [sys.executable, "-c", program, str(clip), str(model), str(folder / "memory"), str(seconds)]
-    return float(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout) / 1024
+    return float(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout) / 2**20
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.coverage.catalogue import FAMILIES
+from experiments.resident import resident
 from lrp_onnx.errors import LrpOnnxError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def measure(family: str, name: str) -> dict[str, Any]:
     except Exception as error:  # a crash is a result too; an error of our own is a refusal
         row["refused" if isinstance(error, LrpOnnxError) else "crashed"] = f"{type(error).__name__}: {error}"
         row["step"] = steps[step]
-    row["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    row["memory_gb"] = resident("VmHWM") / 1e9
     return row
 
 

@@ -138,6 +138,23 @@ def test_tiles_are_for_relevance_that_vanishes_with_what_divides_it(
     assert " ".join(s.node.outputs[0] for s in steps if s.site.linear and s.site.linear.tiles) == expected
 
 
+@pytest.mark.parametrize(
+    ("activation", "name", "expected"),
+    [("Relu", "epsilon-plus", "c1 c2"), ("Tanh", "epsilon-plus", ""), ("Tanh", "epsilon", "c1 c2")],
+)
+def test_no_tiles_below_a_sum_that_stays_negative(activation: str, name: str, expected: str) -> None:
+    """Behind no ReLU, z⁺ is zero where z is not: what c2 hands down is as large as it likes."""
+    text = f"""(float[N,2,6,6] x) => (float[N,5] y) {{
+        c1 = Conv<pads=[1,1,1,1]>(x, w1) r1 = Relu(c1) c2 = Conv(r1, w2) a = {activation}(c2)
+        f = Flatten(a) y = MatMul(f, w3) }}"""
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 19]> g {text}')
+    rng = np.random.default_rng(1)
+    for tensor, shape in {"w1": (4, 2, 3, 3), "w2": (4, 4, 1, 1), "w3": (144, 5)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype("f"), tensor))
+    steps = Explainer(proto, name).plan.steps
+    assert " ".join(s.node.outputs[0] for s in steps if s.site.linear and s.site.linear.tiles) == expected
+
+
 @pytest.mark.parametrize("bias", ["absorb", "ignore"])
 @pytest.mark.parametrize("name", ["epsilon", "epsilon-plus", "epsilon-alpha2-beta1"])
 def test_tiles_beside_what_is_dark(name: str, bias: str, monkeypatch: pytest.MonkeyPatch) -> None:
