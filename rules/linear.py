@@ -143,13 +143,27 @@ class _Signed:
         return self.op.share(above, g, self.w).add_(self.op.share(below, g, self.v))
 
 
-@linear_rule("z-plus", needs=("inputs",), divisor="more")
+@linear_rule("z-plus", needs=lambda op: ("inputs",) if op.nonnegative else ("inputs", "if rectified"), divisor="more")
 def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
-    """g = R / s(x⁺w⁺ + x⁻w⁻ + b⁺); x⁺ ⊙ W⁺^T g + x⁻ ⊙ W⁻^T g."""
+    """g = R / s(x⁺w⁺ + x⁻w⁻ + b⁺); x⁺ ⊙ W⁺^T g + x⁻ ⊙ W⁻^T g.
+
+    Where z > 0, which is where relevance arrives behind a ReLU, the denominator is the sum of nonnegative
+    (z + |x||w| + |b|) / 2, one product in place of the two with x⁺ and x⁻.
+    """
     weight = _weight(op, "z-plus")
     part = _Signed(op, weight.clamp(min=0), weight.clamp(max=0))
-    b = None if no_bias(op, bias) else positive(op.bias)
+    ignore = no_bias(op, bias)
+    b = None if ignore else positive(op.bias)
     offset = _sum(b, eps)  # the denominator is never negative
+
+    if op.rectified and not op.nonnegative and not (ignore and op.bias is not None):
+        half, rest = weight.abs() / 2, _sum(None if op.bias is None else op.bias.abs() / 2, eps)
+
+        def behind_relu(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+            g = over(r, op.affine(x.abs(), half, rest).add_(z, alpha=0.5))
+            return part.relevance(_signs(op, x), g), op.bias_share(g, b)
+
+        return behind_relu
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         signs = _signs(op, x)
@@ -159,30 +173,37 @@ def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackw
     return backward
 
 
-@linear_rule("alpha-beta", needs=("inputs",))
+@linear_rule("alpha-beta", needs=("inputs", "if rectified"))
 def alpha_beta(
     op: Linear, *, alpha: float = 2.0, beta: float = 1.0, eps: float = EPS, bias: str = "absorb"
 ) -> LinearBackward:
-    """alpha·(part of z_a) − beta·(part of z_b), z_a = x⁺w⁺ + x⁻w⁻ + b⁺, z_b = x⁺w⁻ + x⁻w⁺ + b⁻; not renormalised."""
+    """alpha·(part of z_a) − beta·(part of z_b), z_a = x⁺w⁺ + x⁻w⁻ + b⁺, z_b = x⁺w⁻ + x⁻w⁺ + b⁻; not renormalised.
+
+    Where z > 0, which is where relevance arrives behind a ReLU, z_a = z − z_b is a sum of positive numbers and needs no
+    product of its own.
+    """
     if abs(alpha - beta - 1) > 1e-9 or beta < 0:
         raise RuleError(f"alpha-beta wants alpha − beta = 1 and beta >= 0, not alpha={alpha}, beta={beta}")
+    if beta == 0:
+        return z_plus(op, eps=eps, bias=bias)
     weight = _weight(op, "alpha-beta")
     up, down = weight.clamp(min=0), weight.clamp(max=0)
     ignore = no_bias(op, bias)
     activating, inhibiting = _Signed(op, up, down), _Signed(op, down, up)
     b_a, b_b = (None, None) if ignore else (positive(op.bias), negative(op.bias))
     above, below = _sum(b_a, eps), _sum(b_b, -eps)  # z_a >= 0 >= z_b
+    by_difference = op.rectified and not (ignore and op.bias is not None)
 
-    def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         signs = _signs(op, x)
-        g = over(r, activating.affine(signs, above)).mul_(alpha)
+        z_b = inhibiting.affine(signs, below)
+        z_a = torch.sub(z, z_b, out=z if op.owned else None) if by_difference else activating.affine(signs, above)
+        g = over(r, z_a).mul_(alpha)
         relevance, absorbed = activating.relevance(signs, g), op.bias_share(g, b_a)
-        if beta:
-            g = over(r, inhibiting.affine(signs, below)).mul_(beta)
-            relevance.sub_(inhibiting.relevance(signs, g))
-            share = op.bias_share(g, b_b)
-            absorbed = absorbed if absorbed is None or share is None else absorbed - share
-        return relevance, absorbed
+        g = over(r, z_b).mul_(beta)
+        relevance.sub_(inhibiting.relevance(signs, g))
+        share = op.bias_share(g, b_b)
+        return relevance, absorbed if absorbed is None or share is None else absorbed - share
 
     return backward
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ class Shares:
 Backward = Callable[[Call], Shares]
 Zeros = Literal["kept", "moved", "lost"]
 Divisor = Literal["output", "more", "other"]
+Needs = Collection[str] | Callable[[Linear], Collection[str]]
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ class Rule:
     ----------
     build : callable
         (site, **parameters) -> Backward; modified weights are computed here, once.
-    needs : frozenset of {"inputs", "outputs", "rectified", "extras"}
+    needs : set of {"inputs", "outputs", "rectified", "if rectified", "extras"}, or function of a `Linear` that gives it
         The activations that the rule reads: the active inputs, the outputs, or only the other inputs that are not
         constants (indices, say). Shapes are always there. "rectified" in place of "outputs": the rule may be given
         max(z, 0) for an output z where the relevance of z is zero wherever z <= 0, behind a ReLU. It is enough where
-        the relevance is only divided by something of z, and cheaper: the next node needs max(z, 0) anyway.
+        the relevance is only divided by something of z, and cheaper: the next node needs max(z, 0) anyway. "if
+        rectified": the rule is given that, and nothing where z is behind no ReLU (`Linear.rectified` tells).
     zeros : "kept", "moved" or "lost"
         Whether the relevance of an input element is zero where the element itself is zero: always; if the same holds
         for the output; or not. Behind a ReLU this tells the rule below that relevance arrives only where z > 0.
@@ -76,10 +78,16 @@ class Rule:
 
     name: str
     build: Callable[..., Backward]
-    needs: frozenset[str]
+    needs: Needs
     zeros: Zeros
     parameters: Mapping[str, Any]
     divisor: Divisor = "other"
+
+    def needs_at(self, linear: Linear | None) -> frozenset[str]:
+        """What the rule needs for an op with that linear view, if it has one."""
+        if callable(self.needs):
+            return frozenset(self.needs(linear) if linear else ())
+        return frozenset(self.needs)
 
     def check(self, given: Mapping[str, Any]) -> None:
         """Raise RuleError where one of `given` is no parameter of the rule, or has a value that it cannot have."""
@@ -100,7 +108,7 @@ RULES: dict[str, Rule] = {}
 def rule(
     name: str,
     *,
-    needs: Sequence[str] = ("inputs", "outputs"),
+    needs: Needs = ("inputs", "outputs"),
     zeros: Zeros = "lost",
     families: Sequence[Family] = (),
     divisor: Divisor = "other",
@@ -120,7 +128,7 @@ def rule(
                 )
             return build(site, **parameters)
 
-        RULES[name] = Rule(name, build_for_family, frozenset(needs), zeros, _parameters(build), divisor)
+        RULES[name] = Rule(name, build_for_family, needs, zeros, _parameters(build), divisor)
         return build
 
     return register
@@ -132,7 +140,7 @@ LinearBackward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]
 def linear_rule(
     name: str,
     *,
-    needs: Sequence[str] = ("inputs", "outputs"),
+    needs: Needs = ("inputs", "outputs"),
     zeros: Zeros = "kept",
     divisor: Divisor = "other",
 ) -> Callable[[Callable[..., LinearBackward]], Callable[..., LinearBackward]]:
@@ -150,7 +158,7 @@ def linear_rule(
                 )
             return on_linear(site, build(site.linear, **parameters))
 
-        RULES[name] = Rule(name, build_for_site, frozenset(needs), zeros, _parameters(build), divisor)
+        RULES[name] = Rule(name, build_for_site, needs, zeros, _parameters(build), divisor)
         return build
 
     return register

@@ -184,25 +184,25 @@ class _Builder:
         steps = []
         for i, site in enumerate(self.sites):
             name, parameters, why = self.chosen[i]
-            outputs = site.node.outputs
-            relu = support.get(i)
-            if relu and "rectified" in rules.find(name).needs and clip_bound(self.graph, relu, 2) == np.inf:
-                outputs, site = relu.outputs, replace(site, rectified=True)
-            if site.linear is not None:
-                bias, outputs = biases.get(i, (site.linear.bias, outputs))
+            outputs, linear, relu = site.node.outputs, site.linear, support.get(i)
+            if linear is not None:
+                bias, outputs = biases.get(i, (linear.bias, outputs))
                 linear = replace(
-                    site.linear,
+                    linear,
                     bias=bias,
                     nonnegative=site.node.inputs[site.active[0]] in self.nonnegative,
                     positive_support=i in support,
-                    rectified=site.rectified,
-                    # what reads z stands behind it, and was walked before; a weighted sum shares memory with nothing
-                    owned=site.linear.weight is not None and output not in outputs and not self.composite.times_input,
                     bounds=self._bounds(site, parameters) if name == "z-box" else None,
-                    tiles=site.linear.convolution and self._stays_bounded(i, support, bounded),
+                    tiles=linear.convolution and self._stays_bounded(i, support, bounded),
                 )
-                site = replace(site, linear=linear)
-            steps.append(replace(self._step(site, name, parameters, outputs), why=why))
+            needs = rules.find(name).needs_at(linear)
+            if relu and needs & {"rectified", "if rectified"} and clip_bound(self.graph, relu, 2) == np.inf:
+                outputs, site = relu.outputs, replace(site, rectified=True)
+            if linear is not None:
+                # what reads z stands behind it, and was walked before; a weighted sum shares memory with nothing
+                owned = linear.weight is not None and output not in outputs and not self.composite.times_input
+                site = replace(site, linear=replace(linear, rectified=site.rectified, owned=owned))
+            steps.append(replace(self._step(site, name, parameters, outputs, needs), why=why))
         return Plan(self.graph, self.composite, output, tuple(steps), self.ids)
 
     def _site(self, node: Node, active: tuple[int, ...]) -> Site:
@@ -358,17 +358,19 @@ class _Builder:
             values = values.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])
         return values.expand([1, *shape[1:]])
 
-    def _step(self, site: Site, name: str, parameters: dict[str, Any], outputs: tuple[str, ...]) -> Step:
+    def _step(
+        self, site: Site, name: str, parameters: dict[str, Any], outputs: tuple[str, ...], needs: frozenset[str]
+    ) -> Step:
         rule = rules.find(name)
         backward = rule.build(site, **parameters)
         node, reads = site.node, set[str]()
         others = [n for p, n in enumerate(node.inputs) if n and p not in site.active and p not in site.constants]
-        if "inputs" in rule.needs:
+        if "inputs" in needs:
             reads.update(node.inputs[p] for p in site.active)
             reads.update(others)
-        if rule.needs & {"outputs", "rectified"}:
+        if needs & {"outputs", "rectified"} or (site.rectified and "if rectified" in needs):
             reads.update(o for o in outputs[:1] if o)
-        if "extras" in rule.needs and not (site.op and site.op.adjoint):
+        if "extras" in needs and not (site.op and site.op.adjoint):
             reads.update(others)
         computed = {p: tensor for p, tensor in enumerate(node.inputs) if tensor and p not in site.constants}
         sizes = frozenset(t for p, t in computed.items() if p in site.active or rule.name == "route")

@@ -108,6 +108,35 @@ def test_short_cuts_behind_a_relu_give_the_textbook_form(rule: str) -> None:
     assert_close(found, textbook(relu, (rule, rule, rule), R.ravel()))
 
 
+@pytest.mark.parametrize(
+    ("rule", "parameters"),
+    [
+        ("z-plus", {}),
+        ("z-plus", {"bias": "ignore"}),
+        ("alpha-beta", {}),
+        ("alpha-beta", {"bias": "ignore"}),
+        ("alpha-beta", {"alpha": 3.0, "beta": 2.0}),
+        ("alpha-beta", {"alpha": 1.0, "beta": 0.0}),
+    ],
+)
+@pytest.mark.parametrize("top", ["epsilon", "w-square"])
+def test_denominators_from_what_the_relu_lets_through(rule: str, parameters: dict[str, Any], top: str) -> None:
+    """w-square puts relevance on a dead ReLU, which passes it on to where z < 0: there nothing is saved at c2."""
+    entries = (Entry(rule, parameters, node="c1"), Entry(rule, parameters, node="c2"), Entry(top, node="c3"))
+    found, linears = explained(chain(), Composite("layers", entries), R)
+    wanted = {"z-plus": [True, False, False], "alpha-beta": [True, top == "epsilon", False]}[rule]
+    assert [op.rectified for op in linears] == wanted
+    given = {name: value for name, value in parameters.items() if name != "bias"}
+    inputs, x = [], X.ravel()
+    for w, b in LAYERS:
+        inputs.append(x)
+        x = relu(w @ x + b)
+    r = matrix_rules.RULES[top](*LAYERS[2], inputs[2], R.ravel())
+    for (w, b), x in ((LAYERS[1], inputs[1]), (LAYERS[0], inputs[0])):
+        r = matrix_rules.RULES[rule](w, 0 * b if "bias" in parameters else b, x, r, **given)
+    assert_close(found, r)
+
+
 @pytest.mark.parametrize("rule", ["z-plus", "alpha-beta", "gamma"])
 def test_nothing_is_cut_short_behind_a_leaky_relu(rule: str) -> None:
     found, linears = explained(chain(("LeakyRelu<alpha=0.125>",) * 2), layered(rule, rule, rule), R)
