@@ -214,37 +214,37 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
 
     Where z > 0: weights w + γw⁺ on x⁺, w + γw⁻ on x⁻, bias b + γb⁺; where z < 0: w + γw⁻ on x⁺, w + γw⁺ on x⁻, bias
     b + γb⁻; z = 0 gives 0. The sign test uses z without γ; with bias="ignore", without b too.
+
+    As w⁺ = (w + |w|) / 2 and w⁻ = (w − |w|) / 2, that is (1 + γ/2) x ⊙ W^T g + γ/2 |x| ⊙ |W|^T (σg), with σ = sign(z)
+    and g = σR / ((1 + γ/2) |z| + γ/2 (|x||w| + |b|) + eps): three products for either sign of x and z.
     """
     if gamma < 0:
         raise RuleError(f"rule 'gamma': gamma is {gamma}; expected 0 or more")
     weight = _weight(op, "gamma")
-    more, less = weight + gamma * weight.clamp(min=0), weight + gamma * weight.clamp(max=0)
-    left_out = op.bias if no_bias(op, bias) else None
-    above, below = _Signed(op, more, less), _Signed(op, less, more)
-    b_above = b_below = None
-    if left_out is None and op.bias is not None:
-        b_above, b_below = op.bias + gamma * op.bias.clamp(min=0), op.bias + gamma * op.bias.clamp(max=0)
+    ignore = no_bias(op, bias) and op.bias is not None
+    b = None if ignore else op.bias
 
-    if op.positive_support and left_out is None:  # R = 0 where z <= 0, and where z > 0 the denominator is positive
-        offset = _sum(b_above, eps)
+    if op.positive_support and op.nonnegative and not ignore:  # neither z < 0 nor x < 0: two products
+        more, b_more = weight + gamma * weight.clamp(min=0), None if b is None else b + gamma * b.clamp(min=0)
+        offset = _sum(b_more, eps)
 
         def behind_relu(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-            signs = _signs(op, x)
-            g = over(r, above.affine(signs, offset, low=eps))
-            return above.relevance(signs, g), op.bias_share(g, b_above)
+            g = over(r, op.affine(x, more, offset, low=eps))
+            return op.share(x, g, more), op.bias_share(g, b_more)
 
         return behind_relu
-    offset_above, offset_below = _sum(b_above, eps), _sum(b_below, -eps)
+    plain, sized = (1 + gamma / 2) * weight, gamma / 2 * weight.abs()
+    b_plain, b_sized = (None, None) if b is None else ((1 + gamma / 2) * b, gamma / 2 * b.abs())
+    offset = _sum(b_sized, eps)
 
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        z = z if left_out is None else z - left_out  # its sign without γ decides, and must be that of the denominator
-        signs = _signs(op, x)
-        g = over(torch.gt(z, 0, out=torch.empty_like(z)).mul_(r), above.affine(signs, offset_above, low=eps))
-        relevance, absorbed = above.relevance(signs, g), op.bias_share(g, b_above)
-        g = over(torch.lt(z, 0, out=torch.empty_like(z)).mul_(r), below.affine(signs, offset_below).clamp_(max=-eps))
-        relevance.add_(below.relevance(signs, g))
-        share = op.bias_share(g, b_below)
-        return relevance, absorbed if absorbed is None or share is None else absorbed + share
+        z = op.forward(x, weight) if ignore else z  # z − b would cancel where the bias is most of it
+        size, sign = x if op.nonnegative else x.abs(), z.sign()
+        g = over(r, op.affine(size, sized, offset).add_(z.abs(), alpha=1 + gamma / 2)).mul_(sign)
+        h = g * sign
+        relevance = op.share(x, g, plain).add_(op.share(size, h, sized))
+        share, more = op.bias_share(g, b_plain), op.bias_share(h, b_sized)
+        return relevance, share if share is None or more is None else share + more
 
     return backward
 

@@ -30,7 +30,11 @@ Run = Callable[[], object]
 
 
 def network(name: str) -> nn.Module:
-    """The torchvision architecture with random weights (time does not depend on them), seed 0, in eval mode."""
+    """The torchvision architecture with random weights, seed 0, in eval mode.
+
+    Batch normalisation has the statistics of random pictures, as after training: with those that it begins with,
+    activations die out, and relevance is what no float32 can hold (EfficientNet: 1e-88).
+    """
     torch.manual_seed(0)
     module: nn.Module = getattr(torchvision.models, name)(weights=None).eval()
     for head in module.modules():
@@ -38,7 +42,13 @@ def network(name: str) -> nn.Module:
             isinstance(head, nn.Linear) and not head.weight.any()
         ):  # transformers begin with zeros: no logit, no relevance
             nn.init.trunc_normal_(head.weight, std=0.02)
-    return module
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train().momentum = None  # the mean of all batches, here of one
+    if norms:
+        with torch.no_grad():
+            module(torch.randn(4, 3, 224, 224))
+    return module.eval()
 
 
 def export(name: str, path: Path) -> None:
