@@ -123,15 +123,14 @@ class _Signed:
         few = op.kernels is not None and op.kernels.shares and on_positive.shape[1] <= _FEW
         self.beside = torch.cat([self.w, self.v], dim=1) if few and not op.nonnegative else None
 
-    def affine(self, x: Signs, offset: Tensor | float, low: float | None = None) -> Tensor:
-        """z + offset, and at least `low`."""
+    def affine(self, x: Signs, offset: Tensor | float) -> Tensor:
+        """z + offset."""
         above, below = x
         if below is None:
-            return self.op.affine(above, self.w, offset, low)
+            return self.op.affine(above, self.w, offset)
         if self.beside is not None:
-            return self.op.affine(torch.cat([above, below], dim=1), self.beside, offset, low)
-        z = self.op.affine(above, self.w, offset).add_(self.op.forward(below, self.v))
-        return z if low is None else z.clamp_(min=low)
+            return self.op.affine(torch.cat([above, below], dim=1), self.beside, offset)
+        return self.op.affine(above, self.w, offset).add_(self.op.forward(below, self.v))
 
     def relevance(self, x: Signs, g: Tensor) -> Tensor:
         above, below = x
@@ -184,9 +183,9 @@ def alpha_beta(
     """
     if abs(alpha - beta - 1) > 1e-9 or beta < 0:
         raise RuleError(f"alpha-beta wants alpha − beta = 1 and beta >= 0, not alpha={alpha}, beta={beta}")
+    weight = _weight(op, "alpha-beta")
     if beta == 0:
         return z_plus(op, eps=eps, bias=bias)
-    weight = _weight(op, "alpha-beta")
     up, down = weight.clamp(min=0), weight.clamp(max=0)
     ignore = no_bias(op, bias)
     activating, inhibiting = _Signed(op, up, down), _Signed(op, down, up)
@@ -208,7 +207,11 @@ def alpha_beta(
     return backward
 
 
-@linear_rule("gamma", needs=("inputs", "rectified"), divisor="more")
+def _needs_of_gamma(op: Linear) -> tuple[str, ...]:
+    return ("inputs",) if op.positive_support and op.nonnegative else ("inputs", "rectified")
+
+
+@linear_rule("gamma", needs=_needs_of_gamma, divisor="more")
 def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
     """Generalised gamma rule.
 
@@ -216,7 +219,7 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
     b + γb⁻; z = 0 gives 0. The sign test uses z without γ; with bias="ignore", without b too.
 
     As w⁺ = (w + |w|) / 2 and w⁻ = (w − |w|) / 2, that is (1 + γ/2) x ⊙ W^T g + γ/2 |x| ⊙ |W|^T (σg), with σ = sign(z)
-    and g = σR / ((1 + γ/2) |z| + γ/2 (|x||w| + |b|) + eps): three products for either sign of x and z.
+    and g = σR / ((1 + γ/2) |z| + γ/2 (|x||w| + |b|) + eps): three products, whatever the signs of x and z.
     """
     if gamma < 0:
         raise RuleError(f"rule 'gamma': gamma is {gamma}; expected 0 or more")

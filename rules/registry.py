@@ -59,7 +59,8 @@ class Rule:
     ----------
     build : callable
         (site, **parameters) -> Backward; modified weights are computed here, once.
-    needs : set of {"inputs", "outputs", "rectified", "if rectified", "extras"}, or function of a `Linear` that gives it
+    needs : set of {"inputs", "outputs", "rectified", "if rectified", "extras"}
+        For linear rules also a function of the `Linear` that gives it.
         The activations that the rule reads: the active inputs, the outputs, or only the other inputs that are not
         constants (indices, say). Shapes are always there. "rectified" in place of "outputs": the rule may be given
         max(z, 0) for an output z where the relevance of z is zero wherever z <= 0, behind a ReLU. It is enough where

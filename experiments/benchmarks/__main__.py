@@ -59,8 +59,8 @@ WHY = """\
 - Behind a ReLU there is no negative input, and half of the terms of z-plus, alpha-beta and gamma are not computed.
 - In front of a ReLU relevance arrives only where z > 0, and z is there: of alpha-beta, z_a is z − z_b (three
   convolutions and not four), and of z-plus with an input of both signs the denominator is (z + |x||w| + |b|) / 2 (three
-  and not four). Gamma of signed inputs and sums takes three and not eight (see `rules/linear.py`). Nothing in these
-  sums cancels: heatmaps are as far from float64 as without.
+  and not four). Gamma of signed inputs and sums takes three and not eight (see `rules/linear.py`). No
+  denominator cancels: heatmaps are as far from float64 as without.
 - A large batch goes in parts of as many samples as have 512 MiB of activations, or of 8 while these have no 2 GiB
   (`Explainer(…, at_once=N)` sets the number), so that memory does not grow with it: 8 samples of VGG-16 (2, 4, 8, 16 at
   a time: 0.99, 1, 0.97, 1.05 times as long) and of ViT, whose matrix products are faster for many rows (1.12, 1.05,

@@ -192,7 +192,7 @@ def _adjoint_by_phases(
 
 
 def _phases(w: Tensor, strides: Sequence[int], front: Sequence[int], taps: Sequence[int]) -> Tensor:
-    """Every stride-th tap of the kernel, turned around: (phase, phase and C_in, C_out, taps, taps), channels last."""
+    """Every stride-th tap of the kernel, turned around: (phase·phase·C_in, C_out, taps, taps), channels last."""
     (c_out, c_in, *kernel), (down, across) = w.shape, strides
     back = [n * t - k - f for n, t, k, f in zip(taps, strides, kernel, front, strict=True)]
     phases = F.pad(w, torch_pads(front, back)).reshape(c_out, c_in, taps[0], down, taps[1], across)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -28,6 +29,7 @@ class MadeOnce:
         wanted = w._version, key
         found = self._made.get(w)
         if found is None or found[0] != wanted:
-            found = self._made[w] = wanted, make()
+            with torch.inference_mode(False):  # what is made in that mode can be used in no other
+                found = self._made[w] = wanted, make()
         made: Tensor = found[1]
         return made
