@@ -64,8 +64,9 @@ WHY = """\
 - A large batch goes in parts of as many samples as have 512 MiB of activations, or of 8 while these have no 2 GiB
   (`Explainer(…, at_once=N)` sets the number), so that memory does not grow with it: 8 samples of VGG-16 (2, 4, 8, 16 at
   a time: 0.99, 1, 0.97, 1.05 times as long) and of ViT, whose matrix products are faster for many rows (1.12, 1.05,
-  0.99, 1 times as long as all 16; rise of memory 0.8, 2.3, 2.0, 5.0 GB, of torch's gradient 2.2 GB). Samples that may
-  depend on each other stay together; where shapes do not tell, as in transformers, a try with two samples does.
+  0.99, 1 times as long as all 16; rise of memory with cp-lrp 0.8, 2.3, 2.0, 5.0 GB, with epsilon 0.5 GB for 2 and 3.4
+  for 8, of torch's gradient 2.2 to 2.5 GB). Samples that may depend on each other stay together; where shapes do not
+  tell, as in transformers, a try with two samples does.
 - What the session was opened from is freed once it is open: the model's weights are there one time less.
 - `dtype="bfloat16"` (`heatmaps --dtype bfloat16`) rounds what layers with weights multiply in the walk to 8 bits of
   precision, for kernels that some processors have (AMX, AVX-512 BF16, tensor cores); without these it is refused. The
