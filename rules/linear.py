@@ -146,8 +146,8 @@ class _Signed:
 def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
     """g = R / s(x⁺w⁺ + x⁻w⁻ + b⁺); x⁺ ⊙ W⁺^T g + x⁻ ⊙ W⁻^T g.
 
-    Where z > 0, which is where relevance arrives behind a ReLU, the denominator is the sum of nonnegative
-    (z + |x||w| + |b|) / 2, one product in place of the two with x⁺ and x⁻.
+    In front of a ReLU relevance arrives only where z > 0: there (z + |x||w| + |b|) / 2 is the denominator, one product
+    in place of two, of x⁺ and of x⁻.
     """
     weight = _weight(op, "z-plus")
     part = _Signed(op, weight.clamp(min=0), weight.clamp(max=0))
@@ -158,11 +158,11 @@ def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackw
     if op.rectified and not op.nonnegative and not (ignore and op.bias is not None):
         half, rest = weight.abs() / 2, _sum(None if op.bias is None else op.bias.abs() / 2, eps)
 
-        def behind_relu(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        def before_relu(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
             g = over(r, op.affine(x.abs(), half, rest).add_(z, alpha=0.5))
             return part.relevance(_signs(op, x), g), op.bias_share(g, b)
 
-        return behind_relu
+        return before_relu
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         signs = _signs(op, x)
@@ -178,8 +178,8 @@ def alpha_beta(
 ) -> LinearBackward:
     """alpha·(part of z_a) − beta·(part of z_b), z_a = x⁺w⁺ + x⁻w⁻ + b⁺, z_b = x⁺w⁻ + x⁻w⁺ + b⁻; not renormalised.
 
-    Where z > 0, which is where relevance arrives behind a ReLU, z_a = z − z_b is a sum of positive numbers and needs no
-    product of its own.
+    In front of a ReLU relevance arrives only where z > 0: there z_a = z − z_b adds up what is not negative, and needs
+    no product of its own.
     """
     if abs(alpha - beta - 1) > 1e-9 or beta < 0:
         raise RuleError(f"alpha-beta wants alpha − beta = 1 and beta >= 0, not alpha={alpha}, beta={beta}")
@@ -231,11 +231,11 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
         more, b_more = weight + gamma * weight.clamp(min=0), None if b is None else b + gamma * b.clamp(min=0)
         offset = _sum(b_more, eps)
 
-        def behind_relu(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        def before_relu(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
             g = over(r, op.affine(x, more, offset, low=eps))
             return op.share(x, g, more), op.bias_share(g, b_more)
 
-        return behind_relu
+        return before_relu
     plain, sized = (1 + gamma / 2) * weight, gamma / 2 * weight.abs()
     b_plain, b_sized = (None, None) if b is None else ((1 + gamma / 2) * b, gamma / 2 * b.abs())
     offset = _sum(b_sized, eps)

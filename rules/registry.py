@@ -63,9 +63,9 @@ class Rule:
         For linear rules also a function of the `Linear` that gives it.
         The activations that the rule reads: the active inputs, the outputs, or only the other inputs that are not
         constants (indices, say). Shapes are always there. "rectified" in place of "outputs": the rule may be given
-        max(z, 0) for an output z where the relevance of z is zero wherever z <= 0, behind a ReLU. It is enough where
-        the relevance is only divided by something of z, and cheaper: the next node needs max(z, 0) anyway. "if
-        rectified": the rule is given that, and nothing where z is behind no ReLU (`Linear.rectified` tells).
+        max(z, 0) for an output z where the relevance of z is zero wherever z <= 0, in front of a ReLU. It is enough
+        where the relevance is only divided by something of z, and cheaper: the next node needs max(z, 0) anyway. "if
+        rectified": the rule is given that, and nothing where no ReLU follows (`Linear.rectified` tells).
     zeros : "kept", "moved" or "lost"
         Whether the relevance of an input element is zero where the element itself is zero: always; if the same holds
         for the output; or not. Behind a ReLU this tells the rule below that relevance arrives only where z > 0.

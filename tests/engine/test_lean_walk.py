@@ -157,7 +157,7 @@ def test_tiles_are_for_relevance_that_vanishes_with_what_divides_it(
     [("Relu", "epsilon-plus", "c1 c2"), ("Tanh", "epsilon-plus", ""), ("Tanh", "epsilon", "c1 c2")],
 )
 def test_no_tiles_below_a_sum_that_stays_negative(activation: str, name: str, expected: str) -> None:
-    """Behind no ReLU, z⁺ is zero where z is not: what c2 hands down is as large as it likes."""
+    """In front of no ReLU, z⁺ is zero where z is not: what c2 hands down is as large as it likes."""
     text = f"""(float[N,2,6,6] x) => (float[N,5] y) {{
         c1 = Conv<pads=[1,1,1,1]>(x, w1) r1 = Relu(c1) c2 = Conv(r1, w2) a = {activation}(c2)
         f = Flatten(a) y = MatMul(f, w3) }}"""
