@@ -17,7 +17,7 @@ from lrp_onnx.engine.shapes import numbers_of_sample
 from lrp_onnx.side_by_side import MOST_WORKERS
 
 MOST_AT_A_TIME = 8  # larger batches are no faster for an image: layers leave the cores' caches
-_WORKSPACE = 2  # what an explanation holds at its worst, in sizes of the activations it reads; 1.3 to 1.6 were measured
+_WORKSPACE = 2  # what an explanation holds at its worst, in sizes of the activations it reads; 1.2 to 2.0 were measured
 _SHARE = 0.5  # of the free memory
 _SHORT = re.compile(
     r"out of memory|can(no|')t allocate memory|failed to allocate|bad_?alloc|DefaultCPUAllocator"

@@ -142,7 +142,12 @@ class _Signed:
         return self.op.share(above, g, self.w).add_(self.op.share(below, g, self.v))
 
 
-@linear_rule("z-plus", needs=lambda op: ("inputs",) if op.nonnegative else ("inputs", "if rectified"), divisor="more")
+def _reading(z: bool) -> tuple[str, ...]:
+    """What a rule needs that reads x, and z, or max(z, 0) for it, only if `z`."""
+    return ("inputs", "rectified") if z else ("inputs",)
+
+
+@linear_rule("z-plus", needs=lambda op: _reading(op.rectified and not op.nonnegative), divisor="more")
 def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
     """g = R / s(x⁺w⁺ + x⁻w⁻ + b⁺); x⁺ ⊙ W⁺^T g + x⁻ ⊙ W⁻^T g.
 
@@ -152,10 +157,9 @@ def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackw
     weight = _weight(op, "z-plus")
     part = _Signed(op, weight.clamp(min=0), weight.clamp(max=0))
     ignore = no_bias(op, bias)
-    b = None if ignore else positive(op.bias)
-    offset = _sum(b, eps)  # the denominator is never negative
+    left_out, b = (op.bias, None) if ignore else (None, positive(op.bias))
 
-    if op.rectified and not op.nonnegative and not (ignore and op.bias is not None):
+    if op.rectified and not op.nonnegative and left_out is None:
         half, rest = weight.abs() / 2, _sum(None if op.bias is None else op.bias.abs() / 2, eps)
 
         def before_relu(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -163,6 +167,7 @@ def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackw
             return part.relevance(_signs(op, x), g), op.bias_share(g, b)
 
         return before_relu
+    offset = _sum(b, eps)  # the denominator is never negative
 
     def backward(x: Tensor, _: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         signs = _signs(op, x)
@@ -172,7 +177,7 @@ def z_plus(op: Linear, *, eps: float = EPS, bias: str = "absorb") -> LinearBackw
     return backward
 
 
-@linear_rule("alpha-beta", needs=("inputs", "if rectified"))
+@linear_rule("alpha-beta", needs=lambda op: _reading(op.rectified))
 def alpha_beta(
     op: Linear, *, alpha: float = 2.0, beta: float = 1.0, eps: float = EPS, bias: str = "absorb"
 ) -> LinearBackward:
@@ -189,9 +194,10 @@ def alpha_beta(
     up, down = weight.clamp(min=0), weight.clamp(max=0)
     ignore = no_bias(op, bias)
     activating, inhibiting = _Signed(op, up, down), _Signed(op, down, up)
+    left_out = op.bias if ignore else None
     b_a, b_b = (None, None) if ignore else (positive(op.bias), negative(op.bias))
     above, below = _sum(b_a, eps), _sum(b_b, -eps)  # z_a >= 0 >= z_b
-    by_difference = op.rectified and not (ignore and op.bias is not None)
+    by_difference = op.rectified and left_out is None
 
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         signs = _signs(op, x)
@@ -207,11 +213,7 @@ def alpha_beta(
     return backward
 
 
-def _needs_of_gamma(op: Linear) -> tuple[str, ...]:
-    return ("inputs",) if op.positive_support and op.nonnegative else ("inputs", "rectified")
-
-
-@linear_rule("gamma", needs=_needs_of_gamma, divisor="more")
+@linear_rule("gamma", needs=lambda op: _reading(not (op.positive_support and op.nonnegative)), divisor="more")
 def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "absorb") -> LinearBackward:
     """Generalised gamma rule.
 
@@ -224,10 +226,9 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
     if gamma < 0:
         raise RuleError(f"rule 'gamma': gamma is {gamma}; expected 0 or more")
     weight = _weight(op, "gamma")
-    ignore = no_bias(op, bias) and op.bias is not None
-    b = None if ignore else op.bias
+    left_out, b = (op.bias, None) if no_bias(op, bias) else (None, op.bias)
 
-    if op.positive_support and op.nonnegative and not ignore:  # neither z < 0 nor x < 0: two products
+    if op.positive_support and op.nonnegative and left_out is None:  # neither z < 0 nor x < 0: two products
         more, b_more = weight + gamma * weight.clamp(min=0), None if b is None else b + gamma * b.clamp(min=0)
         offset = _sum(b_more, eps)
 
@@ -241,7 +242,7 @@ def gamma(op: Linear, *, gamma: float = 0.25, eps: float = EPS, bias: str = "abs
     offset = _sum(b_sized, eps)
 
     def backward(x: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
-        z = op.forward(x, weight) if ignore else z  # z − b would cancel where the bias is most of it
+        z = z if left_out is None else op.forward(x, weight)  # z − b would cancel where the bias is most of it
         size, sign = x if op.nonnegative else x.abs(), z.sign()
         g = over(r, op.affine(size, sized, offset).add_(z.abs(), alpha=1 + gamma / 2)).mul_(sign)
         h = g * sign

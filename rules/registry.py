@@ -59,13 +59,13 @@ class Rule:
     ----------
     build : callable
         (site, **parameters) -> Backward; modified weights are computed here, once.
-    needs : set of {"inputs", "outputs", "rectified", "if rectified", "extras"}
-        For linear rules also a function of the `Linear` that gives it.
+    needs : set of {"inputs", "outputs", "rectified", "extras"}
+        For linear rules also a function that gives it for a `Linear`, whose `rectified` tells whether the rule would be
+        given max(z, 0).
         The activations that the rule reads: the active inputs, the outputs, or only the other inputs that are not
         constants (indices, say). Shapes are always there. "rectified" in place of "outputs": the rule may be given
         max(z, 0) for an output z where the relevance of z is zero wherever z <= 0, in front of a ReLU. It is enough
-        where the relevance is only divided by something of z, and cheaper: the next node needs max(z, 0) anyway. "if
-        rectified": the rule is given that, and nothing where no ReLU follows (`Linear.rectified` tells).
+        where the relevance is only divided by something of z, and cheaper: the next node needs max(z, 0) anyway.
     zeros : "kept", "moved" or "lost"
         Whether the relevance of an input element is zero where the element itself is zero: always; if the same holds
         for the output; or not. Behind a ReLU this tells the rule below that relevance arrives only where z > 0.

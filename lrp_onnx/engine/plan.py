@@ -185,6 +185,7 @@ class _Builder:
         for i, site in enumerate(self.sites):
             name, parameters, why = self.chosen[i]
             outputs, linear, relu = site.node.outputs, site.linear, support.get(i)
+            stands_in = relu is not None and clip_bound(self.graph, relu, 2) == np.inf
             if linear is not None:
                 bias, outputs = biases.get(i, (linear.bias, outputs))
                 linear = replace(
@@ -192,11 +193,12 @@ class _Builder:
                     bias=bias,
                     nonnegative=site.node.inputs[site.active[0]] in self.nonnegative,
                     positive_support=i in support,
+                    rectified=stands_in,
                     bounds=self._bounds(site, parameters) if name == "z-box" else None,
                     tiles=linear.convolution and self._stays_bounded(i, support, bounded),
                 )
             needs = rules.find(name).needs_at(linear)
-            if relu and needs & {"rectified", "if rectified"} and clip_bound(self.graph, relu, 2) == np.inf:
+            if relu and stands_in and "rectified" in needs:
                 outputs, site = relu.outputs, replace(site, rectified=True)
             if linear is not None:
                 # what reads z stands behind it, and was walked before; a weighted sum shares memory with nothing
@@ -368,7 +370,7 @@ class _Builder:
         if "inputs" in needs:
             reads.update(node.inputs[p] for p in site.active)
             reads.update(others)
-        if needs & {"outputs", "rectified"} or (site.rectified and "if rectified" in needs):
+        if needs & {"outputs", "rectified"}:
             reads.update(o for o in outputs[:1] if o)
         if "extras" in needs and not (site.op and site.op.adjoint):
             reads.update(others)

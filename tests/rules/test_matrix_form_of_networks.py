@@ -63,13 +63,14 @@ LAYERS = [
 ]
 
 
-def textbook(activation: Any, rules: tuple[str, str, str], r: np.ndarray) -> np.ndarray:
+def textbook(activation: Any, rules: tuple[Any, Any, Any], r: np.ndarray) -> np.ndarray:
+    """Each rule by its name or as a function."""
     inputs, x = [], X.ravel()
     for w, b in LAYERS:
         inputs.append(x)
         x = activation(w @ x + b)
     for (w, b), x, rule in zip(reversed(LAYERS), reversed(inputs), reversed(rules), strict=True):
-        r = matrix_rules.RULES[rule](w, b, x, r)
+        r = (rule if callable(rule) else matrix_rules.RULES[rule])(w, b, x, r)
     return r
 
 
@@ -127,14 +128,11 @@ def test_denominators_from_what_the_relu_lets_through(rule: str, parameters: dic
     wanted = {"z-plus": [True, False, False], "alpha-beta": [True, top == "epsilon", False]}[rule]
     assert [op.rectified for op in linears] == wanted
     given = {name: value for name, value in parameters.items() if name != "bias"}
-    inputs, x = [], X.ravel()
-    for w, b in LAYERS:
-        inputs.append(x)
-        x = relu(w @ x + b)
-    r = matrix_rules.RULES[top](*LAYERS[2], inputs[2], R.ravel())
-    for (w, b), x in ((LAYERS[1], inputs[1]), (LAYERS[0], inputs[0])):
-        r = matrix_rules.RULES[rule](w, 0 * b if "bias" in parameters else b, x, r, **given)
-    assert_close(found, r)
+
+    def with_parameters(w: np.ndarray, b: np.ndarray, x: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return matrix_rules.RULES[rule](w, 0 * b if "bias" in parameters else b, x, r, **given)
+
+    assert_close(found, textbook(relu, (with_parameters, with_parameters, top), R.ravel()))
 
 
 @pytest.mark.parametrize("rule", ["z-plus", "alpha-beta", "gamma"])
